@@ -1,0 +1,139 @@
+"""Encoders f: clean image in [-1, 1] -> z (B, d).
+
+ResNets use the CIFAR stem (3x3, stride 1, no max-pool) at every resolution; the other encoder is PDAE's convolutional one.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffsiam.attention import AttentionBlock
+
+RESNETS = {"resnet10": ("basic", (1, 1, 1, 1)), "resnet18": ("basic", (2, 2, 2, 2)), "resnet50": ("bottleneck", (3, 4, 6, 3))}
+
+
+def _conv(c_in: int, c_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2, bias=False)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions (He et al., 2016)."""
+
+    expansion = 1
+
+    def __init__(self, c_in: int, width: int, stride: int):
+        super().__init__()
+        self.conv1, self.bn1 = _conv(c_in, width, 3, stride), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = _conv(width, width, 3), nn.BatchNorm2d(width)
+        nn.init.zeros_(self.bn2.weight)
+        self.downsample = _shortcut(c_in, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(h)) + self.downsample(x))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolutions, output four times as wide."""
+
+    expansion = 4
+
+    def __init__(self, c_in: int, width: int, stride: int):
+        super().__init__()
+        self.conv1, self.bn1 = _conv(c_in, width, 1), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = _conv(width, width, 3, stride), nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = _conv(width, 4 * width, 1), nn.BatchNorm2d(4 * width)
+        nn.init.zeros_(self.bn3.weight)
+        self.downsample = _shortcut(c_in, 4 * width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.bn1(self.conv1(x)))
+        h = F.relu(self.bn2(self.conv2(h)))
+        return F.relu(self.bn3(self.conv3(h)) + self.downsample(x))
+
+
+def _shortcut(c_in: int, c_out: int, stride: int) -> nn.Module:
+    if stride == 1 and c_in == c_out:
+        return nn.Identity()
+    return nn.Sequential(_conv(c_in, c_out, 1, stride), nn.BatchNorm2d(c_out))
+
+
+class ResNet(nn.Module):
+    """CIFAR-style ResNet with four stages of widths w, 2w, 4w, 8w and strides 1, 2, 2, 2, then global average pooling.
+
+    Args:
+        arch: "resnet10", "resnet18" or "resnet50".
+        width: w of the stem (64 in the papers).
+        dim: d; a linear layer follows only where the pooled width (8 w, or 32 w for resnet50) differs from d.
+    """
+
+    def __init__(self, arch: str, width: int = 64, dim: int = 512):
+        super().__init__()
+        kind, depths = RESNETS[arch]
+        block = BasicBlock if kind == "basic" else Bottleneck
+        self.conv1, self.bn1 = _conv(3, width, 3), nn.BatchNorm2d(width)
+        channels = width
+        for stage, depth in enumerate(depths):
+            layers = []
+            for i in range(depth):
+                layers.append(block(channels, width << stage, 2 if stage and i == 0 else 1))
+                channels = (width << stage) * block.expansion
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*layers))
+        self.fc = nn.Identity() if channels == dim else nn.Linear(channels, dim)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, 3, H, W) in [-1, 1] -> z (B, d)."""
+        h = F.relu(self.bn1(self.conv1(x)))
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            h = stage(h)
+        return self.fc(h.mean(dim=(2, 3)))
+
+
+class PDAEEncoder(nn.Sequential):
+    """PDAE's semantic encoder: stride-2 convolutions down to 4 px with one attention block, then a linear layer; no batch norm.
+
+    Args:
+        px: 64 or 128.
+        dim: d.
+
+    Raises:
+        ValueError: for another resolution, for which no such encoder is published.
+    """
+
+    WIDTHS = {64: (64, 128, 128, 128), 128: (64, 128, 256, 256, 256)}
+    ATTENTION_PX = 16
+
+    def __init__(self, px: int, dim: int = 512):
+        if px not in self.WIDTHS:
+            raise ValueError(f"the PDAE encoder exists for 64 and 128 px, not {px}")
+        layers: list[nn.Module] = []
+        channels, size = 3, px
+        for width in self.WIDTHS[px]:
+            if channels != 3:
+                layers += [nn.GroupNorm(32, channels), nn.SiLU()]
+            layers.append(nn.Conv2d(channels, width, 3, 2, 1))
+            channels, size = width, size // 2
+            if size == self.ATTENTION_PX:
+                layers.append(AttentionBlock(channels, heads=4))
+        layers += [nn.GroupNorm(32, channels), nn.SiLU(), nn.Flatten(), nn.Linear(channels * size * size, dim)]
+        super().__init__(*layers)
+
+
+def build_encoder(arch: str, px: int, width: int = 64, dim: int = 512) -> nn.Module:
+    """The encoder named by ``encoder.arch``; see :class:`ResNet` and :class:`PDAEEncoder`."""
+    return PDAEEncoder(px, dim) if arch == "pdae" else ResNet(arch, width, dim)
+
+
+def encode_images(encoder: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:
+    """z of float images (N, 3, H, W), in eval mode and batches, (N, d) float32; the encoder's mode is restored."""
+    training = encoder.training
+    encoder.eval()
+    with torch.no_grad():
+        z = torch.cat([encoder(part).float() for part in images.split(batch_size)])
+    encoder.train(training)
+    return z

@@ -1,0 +1,202 @@
+"""The causal swap test: put one subset of another image's z into an image's own, decode, and read which factors have moved.
+
+What a probe reads from a subset says little about what the decoder takes from it; this is the measure of what a subset holds.
+Thesis Algorithm 2 moves x_T together with the subsets; here x_T stays, and rows of their own show what x_T does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from diffsiam.encoder import encode_images
+from diffsiam.evaluation.profile import Read, eval_noise
+from diffsiam.objective import DiffSiam
+from diffsiam.sampling import Predict, guided, invert, sample, to_uint8
+from diffsiam.subsets import Subsets
+from kernels.noise_jump.ref import to_unit_range
+
+ALL, NONE, NOISE, ALL_AND_NOISE = CONTROLS = ("all", "none", "x_T only", "all + x_T")
+
+
+@dataclass(frozen=True)
+class SwapMap:
+    """What happened to image a when parts of it were taken from image b, over P pairs and K factors.
+
+    Attributes:
+        rows: R = n + 4 names: "subset 1" .. "subset n", then the controls "all" (the whole z), "none" (a decoded again),
+            "x_T only" and "all + x_T".
+        success: (R, K), P(factor reads as b's | a and b differ in it); NaN where no pair differs.
+        side_effect: (R, K), P(factor no longer reads as a's | a and b agree in it); NaN where no pair agrees.
+        differing: (K,) number of pairs that differ.
+        images: (R, P, H, W, 3) uint8, the decoded images.
+    """
+
+    rows: tuple[str, ...]
+    success: np.ndarray
+    side_effect: np.ndarray
+    differing: np.ndarray
+    images: np.ndarray
+
+    @property
+    def n(self) -> int:
+        """Number of subsets."""
+        return len(self.rows) - len(CONTROLS)
+
+    @property
+    def effect(self) -> np.ndarray:
+        """(n, K): each subset's success above that of swapping nothing."""
+        return self.success[: self.n] - self.success[self.rows.index(NONE)]
+
+    @property
+    def drift(self) -> np.ndarray:
+        """(n,): each subset's mean side effect above that of swapping nothing."""
+        return np.nanmean(self.side_effect[: self.n] - self.side_effect[self.rows.index(NONE)], axis=1)
+
+
+class Live(NamedTuple):
+    """A subset that moves a factor."""
+
+    subset: int  # 1..n
+    factor: int  # index of the factor it moves most
+    effect: float
+    side_effect: float  # mean over the factors in which a and b agree, above the control
+
+
+def live_subsets(swaps: SwapMap, threshold: float = 0.4) -> list[Live]:
+    """The subsets whose strongest factor has an effect of ``threshold`` or more, in order of subset."""
+    effect = np.nan_to_num(swaps.effect, nan=-1.0)
+    strongest = effect.argmax(axis=1)
+    found = [Live(i + 1, int(k), float(effect[i, k]), float(swaps.drift[i])) for i, k in enumerate(strongest)]
+    return [live for live in found if live.effect >= threshold]
+
+
+def swap_test(
+    model: DiffSiam, images: Tensor, levels: Tensor, read: Read, moves: int = 20, batch_size: int = 128
+) -> SwapMap:
+    """Swap every subset, and the controls, between image a = p and image b = p + 1 (the last one with the first).
+
+    x_T comes from DDIM inversion guided by the image's own z; only the generative half is repeated for the rows.
+
+    Args:
+        model: with a decoder, in eval mode.
+        images: (P, H, W, 3) uint8, or (P, 3, H, W) float in [-1, 1]; neighbours make a pair, P >= 2.
+        levels: (P, K) int64, the true factors.
+        read: reads the factors of decoded images.
+        moves: DDIM moves up, and again down.
+        batch_size: images decoded at once; it bounds memory and does not change the result.
+    """
+    x_0 = to_unit_range(images)
+    z = encode_images(model.encoder, x_0, batch_size)
+    x_T = torch.cat([_invert(model, *part, moves) for part in zip(x_0.split(batch_size), z.split(batch_size), strict=True)])
+    from_b, noise_of_b = _rows(model.subsets, z.device)
+    pairs, decoded, readings = len(z), [], []
+    for item in torch.arange(len(from_b) * pairs, device=z.device).split(batch_size):
+        row, a = item // pairs, item % pairs
+        b = (a + 1) % pairs
+        noise = x_T[torch.where(noise_of_b[row], b, a)]
+        x = _sample(model, noise, torch.where(from_b[row], z[b], z[a]), moves)
+        decoded.append(to_uint8(x))
+        readings.append(read(x))
+    names = tuple(f"subset {i}" for i in range(1, model.subsets.n + 1)) + CONTROLS
+    shape = (len(names), pairs)
+    success, side_effect, differing = score(torch.cat(readings).unflatten(0, shape), levels, levels.roll(-1, dims=0))
+    return SwapMap(names, success, side_effect, differing, torch.cat(decoded).unflatten(0, shape).cpu().numpy())
+
+
+def score(readings: Tensor, levels_a: Tensor, levels_b: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Success (R, K), side effect (R, K) and differing pairs (K,) of ``readings`` (R, P, K), see :class:`SwapMap`."""
+    differ = levels_a != levels_b
+    moved = ((readings == levels_b) & differ).sum(dim=1).double()
+    changed = ((readings != levels_a) & ~differ).sum(dim=1).double()
+    differing, agreeing = differ.sum(dim=0), (~differ).sum(dim=0)  # 0 / 0 is NaN: not measured
+    return (moved / differing).cpu().numpy(), (changed / agreeing).cpu().numpy(), differing.cpu().numpy()
+
+
+def _rows(subsets: Subsets, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Which dims (R, d) and whether x_T (R,) each row takes from b."""
+    of_dim = subsets.subset_of_dim(device)
+    one = of_dim == torch.arange(1, subsets.n + 1, device=device)[:, None]
+    every, no = torch.ones_like(one[:1]), torch.zeros_like(one[:1])
+    noise = torch.zeros(subsets.n + len(CONTROLS), dtype=torch.bool, device=device)
+    noise[-2:] = True
+    return torch.cat((one, every, no, no, every)), noise
+
+
+def _predict(model: DiffSiam, z: Tensor) -> Predict:
+    assert model.decoder is not None, "a model without decoder cannot be edited"
+    return guided(model.frozen, model.decoder, model.schedule, model.subsets, z)
+
+
+def _invert(model: DiffSiam, x_0: Tensor, z: Tensor, moves: int) -> Tensor:
+    return invert(x_0, _predict(model, z), model.schedule, moves)
+
+
+def _sample(model: DiffSiam, x_T: Tensor, z: Tensor, moves: int) -> Tensor:
+    return sample(x_T, _predict(model, z), model.schedule, moves)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode inside the block, the mode from before after it."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
+
+
+@torch.no_grad()
+def causal_effect(model: DiffSiam, images: Tensor, seed: int, batch_size: int = 128) -> np.ndarray:
+    """How much each subset moves x_0_hat at its own time, relative to all of z: (n,) float64, 0 is dead.
+
+    No oracle and no sampling: x_0 is noised once, and of x_0_hat = u + w_t G only G changes,
+
+        effect_i = |G(z with subset i of b) - G(z)|^2 / |G(z of b) - G(z)|^2,  summed over pairs and pixels
+
+    with the z_bar that a sampler shows at subset i's own time: the middle of its times where t decides k, else 0.3 T for all.
+    It is 0 where even all of z moves nothing, as at the start of training, and may exceed 1.
+
+    Args:
+        images: (B, H, W, 3) uint8 or (B, 3, H, W) float; neighbours make a pair, B >= 2.
+        seed: names the noise.
+    """
+    assert model.decoder is not None, "a model without decoder cannot be edited"
+    x_0, subsets, schedule = to_unit_range(images), model.subsets, model.schedule
+    z = encode_images(model.encoder, x_0, batch_size)
+    eps = eval_noise(seed, torch.arange(len(z), device=z.device), *x_0.shape[2:])
+    from_b, own_time = _rows(subsets, z.device)[0], own_times(subsets).to(z.device)
+    moved = torch.zeros(2, subsets.n, dtype=torch.float64, device=z.device)
+    with evaluating(model.decoder):
+        for item in torch.arange(subsets.n * len(z), device=z.device).split(batch_size):
+            row, a = item // len(z), item % len(z)
+            b, t = (a + 1) % len(z), own_time[row]
+            alpha_bar = schedule.at("alpha_bar", t)
+            features = model.frozen.encode(alpha_bar.sqrt() * x_0[a] + (1 - alpha_bar).sqrt() * eps[a], t)
+            own, one, every = (
+                model.decoder(features, visible(subsets, variant, t)).float()
+                for variant in (z[a], torch.where(from_b[row], z[b], z[a]), z[b])
+            )
+            change = torch.stack([(one - own).square().mean(dim=(1, 2, 3)), (every - own).square().mean(dim=(1, 2, 3))])
+            moved.index_add_(1, row, change.double())
+    return torch.where(moved[1] > 0, moved[0] / moved[1], 0).cpu().numpy()
+
+
+def visible(subsets: Subsets, z: Tensor, t: Tensor) -> Tensor:
+    """z_bar (B, d) as a sampler shows it to the decoder at times (B,): see :func:`diffsiam.sampling.guided`."""
+    return subsets.mask_at(z, subsets.at_time(t)) if subsets.tied else z
+
+
+def own_times(subsets: Subsets) -> Tensor:
+    """(n,) int64: a time at which each subset is at work, see :func:`causal_effect`."""
+    if not subsets.tied:
+        return torch.full((subsets.n,), 3 * subsets.steps // 10)
+    k = subsets.at_time(torch.arange(subsets.times))
+    return torch.stack([(k == i).nonzero().double().mean().nan_to_num().long() for i in range(1, subsets.n + 1)])

@@ -1,0 +1,96 @@
+"""Blocks shared by the frozen U-Net and the trainable decoder; parameter names follow guided diffusion, so its files load as they are."""
+
+from __future__ import annotations
+
+import math
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kernels.adagn_silu.ref import adagn_silu
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def group_count(channels: int) -> int:
+    """Groups of a GroupNorm: 32 as in every published model, groups of 4 channels where 32 does not fit (small models)."""
+    return 32 if channels >= 64 and channels % 32 == 0 else max(1, channels // 4)
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(group_count(channels), channels)
+
+
+def zeroed(module: M) -> M:
+    """The module with all parameters set to 0: a residual branch that starts as nothing."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def timestep_embedding(t: Tensor, channels: int) -> Tensor:
+    """Sinusoids of the integer time t (B,), (B, channels) float32: [cos, sin] of t exp(-ln(10000) i / half), i = 0 .. half - 1."""
+    half = channels // 2
+    frequency = torch.exp(-math.log(10000) / half * torch.arange(half, dtype=torch.float32, device=t.device))
+    angle = t[:, None].float() * frequency
+    return torch.cat((angle.cos(), angle.sin()), dim=1)
+
+
+class ResBlock(nn.Module):
+    """x -> skip(x) + conv(dropout(SiLU(AdaGN(conv(resample(SiLU(GN(x)))), time, z)))), the last conv zero-initialised.
+
+    Args:
+        c_in, c_out: channels.
+        embedding: channels of the time (and z) embedding.
+        dropout: probability before the last conv.
+        resample: None, "down" (2x2 mean) or "up" (nearest), applied to both branches.
+        conditioned: the block also takes a z embedding, as (1 + s_z) h + b_z after the time modulation (PDAE's shift block).
+    """
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        embedding: int,
+        dropout: float = 0.0,
+        resample: str | None = None,
+        conditioned: bool = False,
+    ):
+        super().__init__()
+        self.resample = resample
+        self.in_layers = nn.Sequential(group_norm(c_in), nn.SiLU(), nn.Conv2d(c_in, c_out, 3, padding=1))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, 2 * c_out))
+        if conditioned:
+            self.emb_z_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, 2 * c_out))
+        self.out_layers = nn.Sequential(
+            group_norm(c_out), nn.SiLU(), nn.Dropout(dropout), zeroed(nn.Conv2d(c_out, c_out, 3, padding=1))
+        )
+        self.skip_connection = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
+
+    def forward(self, x: Tensor, time: Tensor, z: Tensor | None = None) -> Tensor:
+        """x (B, c_in, H, W), embeddings (B, embedding); returns (B, c_out, H', W')."""
+        entry, last = self.in_layers[0], self.out_layers[0]
+        h = adagn_silu(x, entry.num_groups, entry.weight, entry.bias, eps=entry.eps)
+        if self.resample is not None:
+            h, x = _resample(h, self.resample), _resample(x, self.resample)
+        h = self.in_layers[2](h)
+        modulation = self.emb_layers(time)
+        modulation_z = None if z is None else self.emb_z_layers(z)
+        h = adagn_silu(h, last.num_groups, last.weight, last.bias, modulation, modulation_z, last.eps)
+        h = self.out_layers[3](self.out_layers[2](h))
+        return self.skip_connection(x) + h
+
+
+def _resample(x: Tensor, direction: str) -> Tensor:
+    return F.avg_pool2d(x, 2) if direction == "down" else F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+class Stage(nn.Sequential):
+    """A sequence whose residual blocks also receive the embeddings."""
+
+    def forward(self, x: Tensor, time: Tensor, z: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        for layer in self:
+            x = layer(x, time, z) if isinstance(layer, ResBlock) else layer(x)
+        return x

@@ -1,0 +1,144 @@
+"""The frozen diffusion U-Net u_theta (guided diffusion's architecture), as two halves: an encoder shared by both decoders, and its own decoder.
+
+Parameter names and shapes are those of guided-diffusion, DiffAE and PDAE checkpoints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from diffsiam.attention import AttentionBlock, head_count
+from diffsiam.layers import ResBlock, Stage, group_norm, timestep_embedding, zeroed
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Architecture of a U-Net.
+
+    Attributes:
+        base_channels: channels b of the first level; the embedding has ``embedding`` or 4 b channels.
+        channel_mult: channels of each level as multiples of b; level i works at px / 2^i.
+        blocks: residual blocks per level (one more on the way up).
+        attention: downsampling factors (not pixel sizes) at which attention is used.
+        heads, head_channels: attention heads; ``head_channels`` > 0 overrides ``heads``.
+        dropout: in residual blocks, active while pretraining.
+        learn_sigma: six output channels, of which the first three are eps.
+    """
+
+    base_channels: int = 128
+    channel_mult: tuple[int, ...] = (1, 1, 2, 3, 4)
+    blocks: int = 2
+    attention: tuple[int, ...] = (8,)
+    heads: int = 1
+    head_channels: int = -1
+    new_attention_order: bool = False
+    dropout: float = 0.0
+    learn_sigma: bool = False
+    embedding: int | None = None
+
+    @property
+    def embedding_channels(self) -> int:
+        return self.embedding or 4 * self.base_channels
+
+    def widths(self) -> list[int]:
+        return [self.base_channels * m for m in self.channel_mult]
+
+    def attention_block(self, channels: int) -> AttentionBlock:
+        heads = head_count(channels, self.heads, self.head_channels)
+        return AttentionBlock(channels, heads, self.new_attention_order)
+
+
+class Features(NamedTuple):
+    """What the frozen encoder hands to both decoders."""
+
+    skips: list[Tensor]  # outputs of all input blocks, finest first
+    time: Tensor  # (B, 4 b) time embedding
+
+
+def middle_blocks(config: UNetConfig, dropout: float, conditioned: bool = False) -> Stage:
+    """ResBlock, attention, ResBlock at the coarsest level."""
+    width, embedding = config.widths()[-1], config.embedding_channels
+    return Stage(
+        ResBlock(width, width, embedding, dropout, conditioned=conditioned),
+        config.attention_block(width),
+        ResBlock(width, width, embedding, dropout, conditioned=conditioned),
+    )
+
+
+def output_blocks(config: UNetConfig, dropout: float, conditioned: bool = False) -> nn.ModuleList:
+    """The way up: at each level ``blocks`` + 1 residual blocks on [h, skip], attention where asked, upsampling after the last."""
+    widths, embedding = config.widths(), config.embedding_channels
+    skips = [widths[0]]
+    for level, width in enumerate(widths):
+        skips += [width] * config.blocks + ([width] if level + 1 < len(widths) else [])
+    blocks, channels = nn.ModuleList(), widths[-1]
+    for level in reversed(range(len(widths))):
+        for i in range(config.blocks + 1):
+            stage = [ResBlock(channels + skips.pop(), widths[level], embedding, dropout, conditioned=conditioned)]
+            channels = widths[level]
+            if 2**level in config.attention:
+                stage.append(config.attention_block(channels))
+            if level and i == config.blocks:
+                stage.append(ResBlock(channels, channels, embedding, dropout, "up", conditioned))
+            blocks.append(Stage(*stage))
+    return blocks
+
+
+def output_head(channels: int, out_channels: int) -> nn.Sequential:
+    """GroupNorm, SiLU, zero-initialised 3x3 conv."""
+    return nn.Sequential(group_norm(channels), nn.SiLU(), zeroed(nn.Conv2d(channels, out_channels, 3, padding=1)))
+
+
+def run_output_blocks(blocks: nn.ModuleList, h: Tensor, features: Features, z: Tensor | None = None) -> Tensor:
+    """Apply the way up to ``h`` with the frozen encoder's skips."""
+    for block, skip in zip(blocks, reversed(features.skips), strict=True):
+        h = block(torch.cat((h, skip), dim=1), features.time, z)
+    return h
+
+
+class UNet(nn.Module):
+    """eps_theta(x_t, t). ``encode`` and ``decode`` are its halves; ``forward`` is both."""
+
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        self.config = config
+        widths, embedding = config.widths(), config.embedding_channels
+        self.time_embed = nn.Sequential(
+            nn.Linear(config.base_channels, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+        )
+        self.input_blocks = nn.ModuleList([Stage(nn.Conv2d(3, widths[0], 3, padding=1))])
+        channels = widths[0]
+        for level, width in enumerate(widths):
+            for _ in range(config.blocks):
+                stage: list[nn.Module] = [ResBlock(channels, width, embedding, config.dropout)]
+                channels = width
+                if 2**level in config.attention:
+                    stage.append(config.attention_block(channels))
+                self.input_blocks.append(Stage(*stage))
+            if level + 1 < len(widths):
+                self.input_blocks.append(Stage(ResBlock(channels, channels, embedding, config.dropout, "down")))
+        self.middle_block = middle_blocks(config, config.dropout)
+        self.output_blocks = output_blocks(config, config.dropout)
+        self.out = output_head(widths[0], 6 if config.learn_sigma else 3)
+
+    def encode(self, x: Tensor, t: Tensor) -> Features:
+        """x (B, 3, H, W) in noised [-1, 1] units and integer times (B,) -> skips of every input block and the time embedding."""
+        dtype = self.time_embed[0].weight.dtype
+        time = self.time_embed(timestep_embedding(t, self.config.base_channels).to(dtype))
+        h, skips = x.to(dtype), []
+        for block in self.input_blocks:
+            h = block(h, time)
+            skips.append(h)
+        return Features(skips, time)
+
+    def decode(self, features: Features) -> Tensor:
+        """eps (B, 3, H, W) from the encoder's features; the variance channels of a learn_sigma model are dropped."""
+        h = self.middle_block(features.skips[-1], features.time)
+        return self.out(run_output_blocks(self.output_blocks, h, features))[:, :3]
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.decode(self.encode(x, t))

@@ -1,0 +1,124 @@
+"""From a config to networks: the frozen U-Net, the trainable part, the schedule and the subsets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from diffsiam.decoder import Decoder
+from diffsiam.encoder import build_encoder
+from diffsiam.objective import DiffSiam, Diffusion
+from diffsiam.schedule import Schedule
+from diffsiam.simsiam import SimSiam
+from diffsiam.subsets import Subsets, balanced_ends, staged_ends
+from diffsiam.unet import UNet, UNetConfig
+from diffsiam.weights import WeightsError, load_unet
+from engine.config import Config
+from engine.config_file import ASSETS, BUILTIN
+from engine.errors import UsageError
+
+ARCHITECTURE = ("base_channels", "channel_mult", "blocks", "attention", "learn_sigma")
+
+
+def build_schedule(config: Config) -> Schedule:
+    s = config.schedule
+    return Schedule(s.steps, s.beta_start, s.beta_end, config.loss.gamma)
+
+
+def unet_config(config: Config) -> UNetConfig:
+    """The architecture fields of ``frozen``; those left null take :class:`UNetConfig`'s defaults."""
+    given = {name: getattr(config.frozen, name) for name in (*ARCHITECTURE, "heads", "dropout")}
+    return UNetConfig(**{name: value for name, value in given.items() if value is not None})
+
+
+def weights_path(weights: str) -> Path:
+    """The file of ``frozen.weights``, which may name a shipped model."""
+    if weights.startswith(BUILTIN):
+        return ASSETS / f"{weights.removeprefix(BUILTIN)}.safetensors"
+    return Path(weights)
+
+
+def build_frozen(config: Config) -> UNet | None:
+    """u_theta in eval mode without gradients, or None when the run has no diffusion loss.
+
+    Raises:
+        UsageError: the file cannot be read as a U-Net, or is not the architecture that the config states.
+    """
+    if not config.needs_frozen:
+        return None
+    f = config.frozen
+    assert f.weights is not None, "checked when the config was read"
+    if f.weights == "random":
+        torch.manual_seed(config.seed)
+        unet = UNet(unet_config(config))
+    else:
+        try:
+            unet = load_unet(weights_path(f.weights), heads=f.heads or 1, dropout=f.dropout or 0.0)
+        except WeightsError as error:
+            raise UsageError(f"frozen.weights: {error}") from error
+        _demand_stated_architecture(config, unet.config)
+    return unet.eval().requires_grad_(False)
+
+
+def _demand_stated_architecture(config: Config, found: UNetConfig) -> None:
+    for name in ARCHITECTURE:
+        stated = getattr(config.frozen, name)
+        if stated is not None and stated != getattr(found, name):
+            raise UsageError(
+                f"frozen.weights: {config.frozen.weights} has {name} = {getattr(found, name)}, the config states {stated}; "
+                f"correct frozen.{name} or set it to null to take the file's"
+            )
+
+
+def build_subsets(config: Config, boundaries: list[int] | None = None) -> Subsets:
+    """The split of z and its rule; ``boundaries`` are those measured for choice "profile"."""
+    s = config.subsets
+    if s.split == "staged":
+        assert s.stages is not None and s.dims_per_stage is not None, "checked when the config was read"
+        try:
+            ends = staged_ends(s.n, config.schedule.steps, list(s.stages), list(s.dims_per_stage))
+        except ValueError as error:
+            raise UsageError(f"subsets.dims_per_stage: {error}") from error
+    else:
+        ends = balanced_ends(config.encoder.dim, s.n)
+    return Subsets(
+        ends=ends,
+        choice=s.choice,
+        mask=s.mask,
+        detach=s.detach,
+        jump=config.jump.steps == "k",
+        steps=config.schedule.steps,
+        boundaries=boundaries or [],
+    )
+
+
+def build_model(config: Config, frozen: UNet | None, schedule: Schedule, subsets: Subsets) -> DiffSiam:
+    """The trainable part, initialised from ``seed``."""
+    torch.manual_seed(config.seed)
+    encoder = build_encoder(config.encoder.arch, config.data.px, config.encoder.width, config.encoder.dim)
+    simsiam = None
+    if config.simsiam.weight > 0:
+        simsiam = SimSiam(config.encoder.dim, config.simsiam.projector, config.simsiam.dim, config.simsiam.hidden)
+    decoder = None
+    if frozen is not None:
+        decoder = Decoder(frozen.config, config.encoder.dim, config.decoder.dropout)
+        if config.decoder.init == "frozen":
+            decoder.start_from(frozen)
+    return DiffSiam(
+        encoder,
+        decoder,
+        simsiam,
+        frozen,
+        schedule,
+        subsets,
+        loss_weight=config.loss.weight,
+        simsiam_weight=config.simsiam.weight,
+        time_told=config.jump.time,
+    )
+
+
+def build_diffusion(config: Config, schedule: Schedule) -> Diffusion:
+    """The U-Net to pretrain, initialised from ``seed``, with its loss."""
+    torch.manual_seed(config.seed)
+    return Diffusion(UNet(unet_config(config)), schedule)

@@ -1,0 +1,209 @@
+"""The training loop: one function, top to bottom."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from engine import checkpoint, screen
+from engine.config import Config
+from engine.config_file import config_hash
+from engine.data.pipeline import Loader, fetch
+from engine.data.sources import Source
+from engine.ema import Ema
+from engine.errors import NumericsError
+from engine.learning_rate import learning_rate
+from engine.metrics import JsonLines, Metrics, Record, Sink, TensorBoard, collapse_warning
+from engine.parallel import Ranks, Trainer
+from engine.preempt import Preemption
+from engine.resume import load_model, restore, snapshot
+from engine.step import Policy, prepare_trainable
+from engine.tasks import Batch, Task
+
+
+def train(
+    config: Config,
+    task: Task,
+    source: Source,
+    ranks: Ranks,
+    policy: Policy,
+    resumed: checkpoint.Checkpoint | None,
+    state: dict,
+) -> nn.Module | None:
+    """Train to ``train.steps`` and return the averaged model, or None if the run was asked to stop before.
+
+    Args:
+        resumed: where to go on from.
+        state: JSON-able facts that every checkpoint carries beside the config.
+    """
+    run_dir = Path(config.run.dir or ".")
+    start = resumed.step if resumed else 0
+
+    # Build what is trained, its optimizer and its average.
+    module = task.build()
+    if resumed:
+        load_model(module, resumed.load("model"), resumed.path)
+    trainer = build_trainer(config, prepare_trainable(module, policy), ranks, policy)
+    ema = Ema(trainer.local_parameters(), trainer.module.named_buffers(), config.train.ema_decay, config.train.ema_warmup)
+    if resumed:
+        restore(resumed, trainer, ema)
+
+    # Build the data and everything that is written.
+    loader = build_loader(config, source, ranks, task.views, start)
+    samples = torch.from_numpy(fetch(source, config.data.px, range(min(config.log.grid_images, len(source)))))
+    metrics, sinks = Metrics(ranks.device), open_sinks(config, run_dir, start) if ranks.is_main else []
+    progress = screen.Progress(config.train.steps, config.train.batch_size, start, task.headline)
+
+    def save(step: int) -> None:
+        tensors = snapshot(trainer, ema)
+        if ranks.is_main:
+            checkpoint.save(run_dir, step, tensors, state, config_hash(config), config.log.keep)
+
+    # Train.
+    step, stopped = start, False
+    with Preemption() as preemption, progress:
+        while step < config.train.steps and not stopped:
+            trainer.set_lr(learning_rate(config, step))
+            reseed_dropout(config, step, ranks.rank)
+            for _ in range(config.train.accumulation):
+                with progress.waiting():
+                    batch = to_device(next(loader), ranks.device)
+                if due(config.log.gradnorm_every, step) and config.parallel.zero != 3:
+                    with untouched_buffers(trainer.module):
+                        for name, norm in task.gradient_norms(trainer.module, batch).items():
+                            metrics.add(name, norm)
+                trainer.backward(task.loss(trainer.engine, batch, metrics))
+                trainer.step()
+            ema.update(step)
+            step += 1
+            progress.advance(step)
+            stopped = preemption.agreed(ranks.sum_on_host)
+
+            last = step == config.train.steps or stopped
+            record: Record = {}
+            if due(config.log.every, step) or last:
+                record = metrics.flush(ranks.sum)
+                record |= task.derived(record)
+                watch(record, config, step)
+                record |= progress.report(step, record)
+            if due(config.log.grid_every, step) or step == config.train.steps:
+                average = averaged(task, trainer, ema, ranks.device)
+                if ranks.is_main:
+                    record |= task.draw(average, samples.to(ranks.device), grid_path(run_dir, step))
+            for sink in sinks:
+                sink.write(step, record) if record else None
+            if due(config.log.save_every, step) or last:
+                save(step)
+
+    # Leave.
+    loader.close()
+    for sink in sinks:
+        sink.close()
+    if stopped:
+        screen.line(f"stopped at step {step}, saved; run the same command to go on")
+        return None
+    return averaged(task, trainer, ema, ranks.device)
+
+
+def build_trainer(config: Config, module: nn.Module, ranks: Ranks, policy: Policy) -> Trainer:
+    """Optimizer and ZeRO stage from the config."""
+    o = config.optimizer
+    options = {"lr": o.lr, "weight_decay": o.weight_decay}
+    options |= {"betas": o.betas} if o.name == "adam" else {"momentum": o.momentum}
+    with screen.muted():
+        return Trainer(
+            module,
+            o.name,
+            options,
+            ranks,
+            micro_batch=config.train.batch_size // (ranks.world * config.train.accumulation),
+            accumulation=config.train.accumulation,
+            zero=zero_stage(config, ranks),
+            autocast=policy.autocast,
+            grad_clip=o.grad_clip,
+        )
+
+
+def zero_stage(config: Config, ranks: Ranks) -> int:
+    """``parallel.zero``, where "auto" shards the optimizer state as soon as there is somebody to share it with."""
+    stage = config.parallel.zero
+    return (1 if ranks.world > 1 else 0) if stage == "auto" else stage
+
+
+def build_loader(config: Config, source: Source, ranks: Ranks, views: bool, start: int) -> Loader:
+    """This rank's endless micro-batches from step ``start`` on."""
+    return Loader(
+        source,
+        config.data.px,
+        config.seed,
+        config.train.batch_size,
+        rank=ranks.rank,
+        world=ranks.world,
+        views=views,
+        augment=config.data.augment,
+        flip=config.data.flip,
+        threads=config.data.threads,
+        device_id=ranks.device.index if ranks.device.type == "cuda" else None,
+        start_step=start,
+        accumulation=config.train.accumulation,
+    )
+
+
+def open_sinks(config: Config, run_dir: Path, start: int) -> list[Sink]:
+    sinks: list[Sink] = [JsonLines(run_dir / "metrics.jsonl", start)]
+    if config.log.tensorboard:
+        sinks.append(TensorBoard(run_dir / "tensorboard", start))
+    return sinks
+
+
+def due(every: int, step: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def to_device(batch: Batch, device: torch.device) -> dict[str, Tensor]:
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def reseed_dropout(config: Config, step: int, rank: int) -> None:
+    """Dropout is the one draw that torch's own generator makes: tie it to (seed, step, rank), so that resuming repeats it."""
+    torch.manual_seed((config.seed * 1_000_003 + step) * 4096 + rank)
+
+
+@contextmanager
+def untouched_buffers(module: nn.Module) -> Iterator[None]:
+    """Put batch norm's running statistics back after a measurement: logging must not change what is learned."""
+    before = [buffer.clone() for buffer in module.buffers()]
+    yield
+    for buffer, value in zip(module.buffers(), before, strict=True):
+        buffer.copy_(value)
+
+
+def averaged(task: Task, trainer: Trainer, ema: Ema, device: torch.device) -> nn.Module:
+    """A separate module in eval mode that holds the average (collective)."""
+    module = task.build().to(device).eval().requires_grad_(False)
+    module.load_state_dict(trainer.full_like_parameters(ema.state_dict()))
+    return module
+
+
+def watch(record: Record, config: Config, step: int) -> None:
+    """Stop on a loss that is no number, warn of a collapse.
+
+    Raises:
+        NumericsError: the checkpoints before this step are intact.
+    """
+    loss, std = record.get("loss"), record.get("feature_std")
+    if isinstance(loss, float) and not math.isfinite(loss):
+        raise NumericsError(f"the loss is {loss} at step {step}; the last checkpoint is intact; lower optimizer.lr or set grad_clip")
+    if isinstance(std, float) and (warning := collapse_warning(std, config.encoder.dim)):
+        screen.warn(warning)
+
+
+def grid_path(run_dir: Path, step: int) -> Path:
+    path = run_dir / "grids" / f"step_{step:08d}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path

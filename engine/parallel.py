@@ -1,0 +1,247 @@
+"""Ranks, and the adapter to DeepSpeed: the only module that knows either.
+
+Training state leaves and enters here as full, unsharded float32 tensors by name, whatever the ZeRO stage, so that a checkpoint
+resumes at any world size and stage. Parameters stay float32 under torch_autocast; only computation is bfloat16.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from engine.errors import CheckpointError
+from engine.sync_norm import synchronise_batch_norm
+
+# Adam's and SGD's per-parameter state, as torch names it.
+OPTIMIZER_STATE = {"adam": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process' place among the processes of the run."""
+
+    rank: int
+    world: int
+    device: torch.device
+    host_group: dist.ProcessGroup | None = None  # gloo, for CPU tensors
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The tensor summed over all ranks, in place."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def sum_on_host(self, tensor: Tensor) -> Tensor:
+        """A CPU tensor summed over all ranks without waiting for a device, in place."""
+        if self.world > 1:
+            dist.all_reduce(tensor, group=self.host_group)
+        return tensor
+
+    def barrier(self) -> None:
+        if self.world > 1:
+            dist.barrier()
+
+    def broadcast(self, tensor: Tensor) -> Tensor:
+        """Rank 0's tensor on every rank, in place."""
+        if self.world > 1:
+            dist.broadcast(tensor, 0)
+        return tensor
+
+
+def start_ranks() -> Ranks:
+    """Join the process group that the launcher prepared; without a launcher this is the only rank."""
+    if "RANK" not in os.environ:
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
+    cuda = torch.cuda.is_available()
+    if not cuda:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+
+    # A shared-memory all-reduce that DeepSpeed compiles at start-up where it finds a compiler: seconds on every new machine, and
+    # training does not use it.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    world = dist.get_world_size()
+    host_group = dist.new_group(backend="gloo") if cuda and world > 1 else None  # on CPU the default group is gloo already
+    return Ranks(dist.get_rank(), world, device, host_group)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def stop_ranks() -> None:
+    """Leave the process group, so that the interpreter ends without waiting for peers."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+class Trainer:
+    """A module, its optimizer and DeepSpeed's engine around both.
+
+    Args:
+        module: everything trainable. It is moved to the device; on several ranks its batch norms are synchronised.
+        optimizer: "adam" or "sgd", with ``options`` for its constructor (without parameters).
+        micro_batch, accumulation: images of one forward pass on this rank, and passes per optimizer step.
+        zero: ZeRO stage 0..3.
+        autocast: compute dtype, or None for float32.
+        grad_clip: largest global gradient norm, or None.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: str,
+        options: dict[str, Any],
+        ranks: Ranks,
+        micro_batch: int,
+        accumulation: int = 1,
+        zero: int = 0,
+        autocast: torch.dtype | None = None,
+        grad_clip: float | None = None,
+    ):
+        import deepspeed
+
+        self.kind, self.zero, self.ranks = optimizer, zero, ranks
+        self.steps_done = 0
+        module.to(ranks.device)
+        if ranks.world > 1:
+            module = synchronise_batch_norm(module)
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        # Fused: one launch a group instead of several a tensor. ZeRO flattens the parameters, which torch's optimizers do not mind.
+        make = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[optimizer]
+        settings = {
+            "train_micro_batch_size_per_gpu": micro_batch,
+            "gradient_accumulation_steps": accumulation,
+            "gradient_clipping": grad_clip or 0.0,
+            "zero_optimization": {"stage": zero, "overlap_comm": zero > 0},
+            "zero_allow_untested_optimizer": True,
+            "torch_autocast": {"enabled": autocast is not None, "dtype": str(autocast or torch.bfloat16).removeprefix("torch.")},
+            "steps_per_print": 1 << 62,
+        }
+        self.engine, self.optimizer, _, _ = deepspeed.initialize(
+            model=module, optimizer=make(parameters, fused=True, **options), model_parameters=parameters, config=settings
+        )
+
+    @property
+    def module(self) -> nn.Module:
+        return self.engine.module
+
+    def set_lr(self, lr: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    def backward(self, loss: Tensor) -> None:
+        """Backward of one micro-batch; DeepSpeed divides by the accumulation and averages over ranks."""
+        self.engine.backward(loss)
+
+    def step(self) -> None:
+        """Update the parameters if this was the last micro-batch of its step."""
+        boundary = self.engine.is_gradient_accumulation_boundary()
+        self.engine.step()
+        self.steps_done += boundary
+
+    def local_parameters(self) -> dict[str, Tensor]:
+        """What this rank holds of every parameter: all of it below ZeRO stage 3, its flat partition there."""
+        return {name: getattr(p, "ds_tensor", p) for name, p in self.module.named_parameters()}
+
+    def full_model(self) -> dict[str, Tensor]:
+        """All parameters and buffers in float32, unsharded, on every rank (collective)."""
+        return {**self._gathered(self.local_parameters()), **dict(self.module.named_buffers())}
+
+    def full_like_parameters(self, local: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Unshard tensors that follow :meth:`local_parameters` (such as their average); others pass (collective)."""
+        return self._gathered(local)
+
+    def _gathered(self, local: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self.zero < 3:
+            return {name: tensor.detach() for name, tensor in local.items()}
+        full = {}
+        shapes = {name: p.ds_shape for name, p in self.module.named_parameters()}
+        for name, part in local.items():
+            if name not in shapes:
+                full[name] = part.detach()
+                continue
+            parts = [torch.empty_like(part) for _ in range(self.ranks.world)]
+            dist.all_gather(parts, part.detach().contiguous())
+            full[name] = torch.cat(parts)[: shapes[name].numel()].view(shapes[name])
+        return full
+
+    def local_like_parameters(self, full: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The inverse of :meth:`full_like_parameters`: what this rank keeps of full tensors."""
+        if self.zero < 3:
+            return full
+        local = {}
+        for name, tensor in full.items():
+            parameter = dict(self.module.named_parameters()).get(name)
+            local[name] = tensor if parameter is None else _partition(tensor, parameter.ds_tensor.numel(), self.ranks.rank)
+        return local
+
+    def full_optimizer(self) -> dict[str, Tensor]:
+        """The optimizer's state as "parameter/state" -> full float32 tensor, on every rank (collective)."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        state = {}
+        for name, p in self.module.named_parameters():
+            for key in OPTIMIZER_STATE[self.kind]:
+                value = self.optimizer.state[p][key] if self.zero == 0 else safe_get_full_optimizer_state(p, key)
+                state[f"{name}/{key}"] = value.detach()
+        return state
+
+    def load_optimizer(self, state: dict[str, Tensor], steps_done: int) -> None:
+        """Restore what :meth:`full_optimizer` gave after ``steps_done`` steps (collective).
+
+        Raises:
+            CheckpointError: the state is that of other parameters.
+        """
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        keys = OPTIMIZER_STATE[self.kind]
+        self._create_optimizer_state(keys, steps_done)
+        for name, p in self.module.named_parameters():
+            for key in keys:
+                value = state.get(f"{name}/{key}")
+                shape = getattr(p, "ds_shape", p.shape)
+                if value is None or value.shape != shape:
+                    raise CheckpointError(f"optimizer state {name}/{key} is missing or has another shape than {tuple(shape)}")
+                if self.zero == 0:
+                    self.optimizer.state[p][key].copy_(value)
+                else:
+                    safe_set_full_optimizer_state(p, value.to(self.ranks.device), key)
+        self.steps_done = steps_done
+
+    def _create_optimizer_state(self, keys: tuple[str, ...], steps_done: int) -> None:
+        """Torch's optimizers create their state at the first step; a resumed one needs it before."""
+        optimizer = self.optimizer if self.zero == 0 else self.optimizer.optimizer
+        if self.zero == 0:
+            held = list(self.module.parameters())
+        elif self.zero < 3:
+            held = self.optimizer.single_partition_of_fp32_groups
+        else:
+            held = self.optimizer.fp32_partitioned_groups_flat
+        for p in held:
+            optimizer.state[p] = {key: torch.zeros_like(p) for key in keys}
+            if self.kind == "adam":
+                optimizer.state[p]["step"] = torch.tensor(float(steps_done), device=p.device)
+        if self.zero in (1, 2):
+            self.optimizer._lazy_init_hp_params_optimizer_state()  # ties each parameter to its slice of the flat state
+
+
+def _partition(tensor: Tensor, size: int, rank: int) -> Tensor:
+    flat = tensor.flatten()[rank * size : (rank + 1) * size]
+    return torch.cat((flat, flat.new_zeros(size - flat.numel())))

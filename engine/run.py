@@ -1,0 +1,132 @@
+"""One run from its config: build, say what will happen, train, report."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+
+from diffsiam.subsets import profile_boundaries
+from diffsiam.unet import UNet
+from diffsiam.weights import sha256_of
+from engine import checkpoint, screen
+from engine.build import build_frozen, build_schedule, weights_path
+from engine.config import Config
+from engine.config_checks import micro_batch
+from engine.config_file import cautions, dump
+from engine.data.pipeline import fetch
+from engine.data.sources import Source, open_source
+from engine.loop import train, zero_stage
+from engine.parallel import Ranks, start_ranks, stop_ranks
+from engine.report import rooms
+from engine.resume import check_resumable
+from engine.runlock import run_lock
+from engine.step import Policy, choose_policy, prepare_frozen
+from engine.tasks import Pretraining, Representation, Task
+
+
+def run(config: Config) -> None:
+    """Train what the config describes, from its newest checkpoint if there is one, and report.
+
+    Raises:
+        UsageError, DataError, CheckpointError, NumericsError: see :mod:`engine.errors`.
+    """
+    source = open_source(config.data.source, config.data.path, config.data.px, config.seed, config.data.count)
+    ranks = start_ranks()
+    try:
+        micro_batch(config, ranks.world)
+        with ExitStack() as stack:
+            if ranks.is_main:
+                stack.enter_context(run_lock(_run_dir(config)))
+            ranks.barrier()
+            _train_and_report(config, source, ranks)
+    finally:
+        stop_ranks()
+
+
+def _train_and_report(config: Config, source: Source, ranks: Ranks) -> None:
+    run_dir = _run_dir(config)
+    resumed = checkpoint.latest(run_dir)
+    if resumed:
+        check_resumable(resumed, config)
+    policy = choose_policy(config, ranks.device)
+    frozen = build_frozen(config)
+    if frozen is not None:
+        frozen = prepare_frozen(frozen, policy)
+
+    boundaries = resumed.state["boundaries"] if resumed else _boundaries(config, frozen, source, ranks)
+    task: Task = Pretraining(config, policy) if config.task == "diffusion" else Representation(config, policy, frozen, boundaries)
+    state = {"config": config.to_dict(), "boundaries": boundaries, "data": source.fingerprint(), "weights": _weights_sha256(config)}
+    if ranks.is_main:
+        (run_dir / "config.json").write_text(dump(config))
+        screen.block(_rows(config, source, ranks, policy, resumed, boundaries), "DiffSiam" if frozen is not None else "training")
+        for text in cautions(config):
+            screen.warn(text)
+        if config.report.factors and frozen is not None:
+            rooms.before(frozen, build_schedule(config).to(ranks.device), config.data.px, run_dir)
+
+    average = train(config, task, source, ranks, policy, resumed, state)
+    if average is None or not ranks.is_main:
+        return
+    task.export(average, run_dir)
+    if config.report.factors and isinstance(task, Representation):
+        rooms.after(average, run_dir, config)
+    screen.line(f"done: {run_dir}/checkpoints, metrics.jsonl, grids/")
+
+
+def _run_dir(config: Config) -> Path:
+    assert config.run.dir is not None, "filled in when the config was read"
+    return Path(config.run.dir)
+
+
+PROFILE_IMAGES, PROFILE_TIMES = 64, 25
+
+
+def _boundaries(config: Config, frozen: UNet | None, source: Source, ranks: Ranks) -> list[int] | None:
+    """Subset boundaries of choice "profile": given, or measured on the frozen model and the first images; the same on every rank."""
+    if config.subsets.choice != "profile" or frozen is None:
+        return None
+    if config.subsets.boundaries is not None:
+        return list(config.subsets.boundaries)
+    from diffsiam.evaluation.profile import error_profile
+    from kernels.noise_jump.ref import to_unit_range
+
+    images = torch.from_numpy(fetch(source, config.data.px, range(min(PROFILE_IMAGES, len(source))))).to(ranks.device)
+    times = torch.linspace(0, config.schedule.steps - 1, PROFILE_TIMES, dtype=torch.float64).round().long().tolist()
+    error = error_profile(frozen, build_schedule(config).to(ranks.device), to_unit_range(images), config.seed, times)
+    boundaries = torch.tensor(profile_boundaries(times, error, config.subsets.n), device=ranks.device)
+    return ranks.broadcast(boundaries).tolist()
+
+
+def _weights_sha256(config: Config) -> str | None:
+    weights = config.frozen.weights
+    return sha256_of(weights_path(weights)) if config.needs_frozen and weights not in (None, "random") else None
+
+
+def _rows(
+    config: Config,
+    source: Source,
+    ranks: Ranks,
+    policy: Policy,
+    resumed: checkpoint.Checkpoint | None,
+    boundaries: list[int] | None,
+) -> list[tuple[str, str]]:
+    """What will run, for the screen."""
+    cuda = ranks.device.type == "cuda"
+    device = torch.cuda.get_device_name(ranks.device) if cuda else f"CPU, {torch.get_num_threads()} threads"
+    world = "1 rank" if ranks.world == 1 else f"{ranks.world} ranks"
+    rows = [
+        ("task", f"{config.task}, method {config.method}" if config.task == "diffsiam" else "diffusion model (pretraining)"),
+        ("data", f"{source.describe()}, {config.data.px} px, DALI on {'GPU (mixed decode)' if cuda else 'CPU'}"),
+        ("device", f"{device}, {world}, ZeRO {zero_stage(config, ranks)}"),
+        *policy.reasons,
+        ("optimizer", f"{config.optimizer.name} (fused), lr {config.optimizer.lr:g}, batch {config.train.batch_size}"),
+        ("steps", f"{resumed.step if resumed else 0} to {config.train.steps}" + (f", from {resumed.path}" if resumed else "")),
+        ("run", str(_run_dir(config))),
+    ]
+    if config.needs_frozen:
+        rows.insert(2, ("frozen model", str(config.frozen.weights)))
+    if boundaries is not None:
+        rows.insert(3, ("subsets", f"{config.subsets.n}, boundaries at t = {', '.join(map(str, boundaries))}"))
+    return rows

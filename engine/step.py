@@ -1,0 +1,99 @@
+"""How one step is computed: precision, attention, compilation and memory layout. The only place that decides it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from diffsiam.attention import Attend, choose_attention, set_attention
+from diffsiam.unet import UNet
+from engine.config import Config
+from engine.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The choices of one run, each with its reason.
+
+    Attributes:
+        autocast: compute dtype of the trainable part, None for float32.
+        frozen_dtype: dtype that the frozen U-Net's weights are kept in.
+        compile: whether the networks are compiled.
+        reasons: (what, "choice: reason") for the screen.
+    """
+
+    device: torch.device
+    autocast: torch.dtype | None
+    frozen_dtype: torch.dtype
+    attend: Attend
+    compile: bool
+    reasons: tuple[tuple[str, str], ...]
+
+    def autocasting(self) -> torch.autocast:
+        """The context in which the trainable part runs outside DeepSpeed's engine."""
+        return torch.autocast(self.device.type, dtype=self.autocast or torch.bfloat16, enabled=self.autocast is not None)
+
+
+def choose_policy(config: Config, device: torch.device) -> Policy:
+    """Decide for this device.
+
+    Raises:
+        UsageError: bf16 was asked for on a GPU that has none.
+    """
+    autocast, precision = _precision(config, device)
+    dtype = autocast if autocast is not None and device.type == "cuda" else torch.float32
+    attend, attention = choose_attention(device, dtype)
+    compiles = config.train.compile == "auto" and device.type == "cuda"
+    reason = "torch.compile" if compiles else "eager: " + (
+        "compiling costs minutes and CPU runs gain little" if config.train.compile == "auto" else "train.compile=off"
+    )
+    rows = (
+        ("precision", precision),
+        ("attention", attention),
+        ("kernels", "PyTorch reference" + (": kernels.backend=reference" if config.kernels.backend == "reference" else "")),
+        ("networks", reason),
+    )
+    return Policy(device, autocast, dtype, attend, compiles, rows)
+
+
+def _precision(config: Config, device: torch.device) -> tuple[torch.dtype | None, str]:
+    asked = config.train.precision
+    if device.type == "cuda":
+        if asked == "fp32":
+            return None, "float32: train.precision=fp32"
+        if not torch.cuda.is_bf16_supported(including_emulation=False):
+            if asked == "bf16":
+                raise UsageError("train.precision=bf16: this GPU has no bfloat16; use train.precision=fp32")
+            return None, "float32: this GPU has no bfloat16"
+        return torch.bfloat16, "bfloat16 autocast, float32 parameters and optimizer state"
+    if asked == "bf16":
+        return torch.bfloat16, "bfloat16 autocast, float32 parameters: train.precision=bf16"
+    if asked == "auto" and _cpu_has_bf16():
+        return torch.bfloat16, "bfloat16 autocast, float32 parameters: this CPU computes in bfloat16"
+    return None, "float32: " + ("train.precision=fp32" if asked == "fp32" else "this CPU has no native bfloat16")
+
+
+def _cpu_has_bf16() -> bool:
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def prepare_frozen(unet: UNet, policy: Policy) -> UNet:
+    """The frozen U-Net as it runs fastest: on the device, in its dtype, channels_last, compiled halves on CUDA."""
+    unet = unet.to(device=policy.device, dtype=policy.frozen_dtype, memory_format=torch.channels_last)
+    set_attention(unet, policy.attend)
+    if policy.compile:
+        unet.encode = torch.compile(unet.encode)  # type: ignore[method-assign]
+        unet.decode = torch.compile(unet.decode)  # type: ignore[method-assign]
+    return unet
+
+
+def prepare_trainable(module: nn.Module, policy: Policy) -> nn.Module:
+    """Attention and compilation of what is trained. Its weights keep their layout, which DeepSpeed's flattening needs."""
+    set_attention(module, policy.attend)
+    if policy.compile:
+        for part in (getattr(module, name, None) for name in ("encoder", "decoder", "unet")):
+            if part is not None:
+                part.compile()
+    return module

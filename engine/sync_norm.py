@@ -1,0 +1,57 @@
+"""Batch norm over the global batch on any device.
+
+torch.nn.SyncBatchNorm needs a GPU. This one is three differentiable all-reduces of per-channel sums, so CPU ranks train the same
+function, and any number of ranks gives what one rank with the whole batch gives (up to the order of summation).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class SyncBatchNorm(_BatchNorm):
+    """Batch norm whose training statistics are those of all ranks' batches together; ranks hold batches of equal size.
+
+    The variance is that of the global batch around its global mean (two passes: no cancellation of large means).
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"expected (B, C, ...), got {input.dim()} dimensions")
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        x = input.float()
+        dims = [0, *range(2, x.dim())]
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        world = torch.distributed.get_world_size()
+        count = x.numel() // x.shape[1] * world
+        mean = all_reduce(x.sum(dims)) / count
+        centred = x - mean.view(shape)
+        variance = all_reduce(centred.square().sum(dims)) / count
+        self._track(mean.detach(), variance.detach(), count)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return (centred * scale.view(shape) + self.bias.view(shape)).to(input.dtype)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+
+
+def synchronise_batch_norm(module: nn.Module) -> nn.Module:
+    """``module`` with every batch norm replaced by its synchronised form: same parameters, buffers and names."""
+    if isinstance(module, _BatchNorm):
+        synced = SyncBatchNorm(module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats)
+        synced.weight, synced.bias = module.weight, module.bias
+        for name, buffer in module.named_buffers():
+            synced.register_buffer(name, buffer)
+        return synced.train(module.training)
+    for name, child in module.named_children():
+        setattr(module, name, synchronise_batch_norm(child))
+    return module
