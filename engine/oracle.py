@@ -37,7 +37,7 @@ class Oracle(nn.Module):
     """Reads K factors of ``levels`` values each from images (B, 3, px, px) in [-1, 1].
 
     One trunk for all, one linear head a factor. Features are pooled to 4 x 4 cells, not to one, because
-    several factors are places. From 24 px on the second convolution halves the image, below it the third does.
+    several factors are places. From 24 px on the second convolution halves the image, below that the third.
     """
 
     def __init__(self, levels: tuple[int, ...] = LEVELS, px: int = 16) -> None:

@@ -71,6 +71,10 @@ def start_ranks() -> Ranks:
     # training does not use it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
+    if not cuda and "OMP_NUM_THREADS" not in os.environ:
+        # Each rank would start a thread per core, and they would wait for each other.
+        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)

@@ -18,7 +18,7 @@ from engine.config_file import cautions, dump
 from engine.data.pipeline import fetch
 from engine.data.sources import Source, open_source
 from engine.loop import train, zero_stage
-from engine.parallel import Ranks, start_ranks, stop_ranks
+from engine.parallel import Ranks, start_ranks
 from engine.report import rooms
 from engine.resume import check_resumable
 from engine.runlock import run_lock
@@ -29,20 +29,19 @@ from engine.tasks import Pretraining, Representation, Task
 def run(config: Config) -> None:
     """Train what the config describes, from its newest checkpoint if there is one, and report.
 
+    The process group stays up for another run in this process; :func:`engine.parallel.stop_ranks` ends it.
+
     Raises:
         UsageError, DataError, CheckpointError, NumericsError: see :mod:`engine.errors`.
     """
     source = open_source(config.data.source, config.data.path, config.data.px, config.seed, config.data.count)
     ranks = start_ranks()
-    try:
-        micro_batch(config, ranks.world)
-        with ExitStack() as stack:
-            if ranks.is_main:
-                stack.enter_context(run_lock(_run_dir(config)))
-            ranks.barrier()
-            _train_and_report(config, source, ranks)
-    finally:
-        stop_ranks()
+    micro_batch(config, ranks.world)
+    with ExitStack() as stack:
+        if ranks.is_main:
+            stack.enter_context(run_lock(_run_dir(config)))
+        ranks.barrier()
+        _train_and_report(config, source, ranks)
 
 
 def _train_and_report(config: Config, source: Source, ranks: Ranks) -> None:

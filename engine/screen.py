@@ -187,6 +187,8 @@ def quiet_libraries() -> None:
     )
     if not is_speaker():
         warnings.simplefilter("ignore")  # rank 0 gives the same ones
+    # DeepSpeed calls torch's collectives by names that torch is about to rename.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch\.distributed|deepspeed)\b")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorBoard loads TensorFlow where it is installed
 
 

@@ -7,9 +7,25 @@ function, and any number of ranks gives what one rank with the whole batch gives
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """Sum over ranks, whose gradient is the sum over ranks: every rank's loss depends on every rank's summand."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return total
 
 
 class SyncBatchNorm(_BatchNorm):
@@ -28,11 +44,11 @@ class SyncBatchNorm(_BatchNorm):
         x = input.float()
         dims = [0, *range(2, x.dim())]
         shape = [1, -1] + [1] * (x.dim() - 2)
-        world = torch.distributed.get_world_size()
+        world = dist.get_world_size()
         count = x.numel() // x.shape[1] * world
-        mean = all_reduce(x.sum(dims)) / count
+        mean = _SumOverRanks.apply(x.sum(dims)) / count
         centred = x - mean.view(shape)
-        variance = all_reduce(centred.square().sum(dims)) / count
+        variance = _SumOverRanks.apply(centred.square().sum(dims)) / count
         self._track(mean.detach(), variance.detach(), count)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return (centred * scale.view(shape) + self.bias.view(shape)).to(input.dtype)

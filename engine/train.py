@@ -38,9 +38,13 @@ def main(arguments: list[str]) -> int:
 
             show_plan(config)
         else:
+            from engine.parallel import stop_ranks
             from engine.run import run
 
-            run(config)
+            try:
+                run(config)
+            finally:
+                stop_ranks()
     except (UsageError, CheckpointError, DataError, NumericsError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code

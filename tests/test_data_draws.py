@@ -50,7 +50,13 @@ def test_four_views_in_five_are_jittered_in_all_four_ways_and_the_others_in_none
 
 @pytest.mark.parametrize(
     ("field", "low", "high"),
-    [("brightness", 0.6, 1.4), ("contrast", 0.6, 1.4), ("saturation", 0.6, 1.4), ("hue", -0.1, 0.1), ("sigma", 0.1, 2)],
+    [
+        ("brightness", 0.6, 1.4),
+        ("contrast", 0.6, 1.4),
+        ("saturation", 0.6, 1.4),
+        ("hue", -0.1, 0.1),
+        ("sigma", 0.1, 2),
+    ],
 )
 def test_factors_fill_their_published_range(drawn, field, low, high):
     values, margin = getattr(drawn, field), 0.01 * (high - low)
@@ -99,12 +105,13 @@ def test_the_first_try_that_fits_is_taken():
 def test_without_a_fitting_try_the_centre_is_taken(size, box):
     tries = np.full((1, CROP_TRIES, 4), 0.999)
     if size[1] < size[0]:
-        tries[..., 1] = 0.0  # tall boxes, which stick out of a tall image at full area
-        size = (size[0], size[1])
+        tries[..., 1] = 0.0  # as tall as can be
     assert crop_boxes(tries, np.array([size])).tolist() == [list(box)]
 
 
-@pytest.mark.parametrize(("name", "px", "same_as"), [("auto", 32, "crop"), ("auto", 64, "blur"), ("none", 64, "none")])
+@pytest.mark.parametrize(
+    ("name", "px", "same_as"), [("auto", 32, "crop"), ("auto", 64, "blur"), ("none", 64, "none")]
+)
 def test_the_recipe_follows_the_size_unless_it_is_named(name, px, same_as):
     assert augmentation(name, px) == AUGMENTATIONS[same_as]
 

@@ -7,13 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-pytest.importorskip("nvidia.dali")
-
 from engine.data import pipeline
 from engine.data.pipeline import Loader, fetch
 from engine.data.sources import FolderSource
 from engine.errors import DataError, UsageError
 
+pytest.importorskip("nvidia.dali")
 torch.set_num_threads(1)
 
 
@@ -67,7 +66,7 @@ def take(source, steps: int = 3, **options) -> dict[int, dict[str, bytes]]:
             batch = next(loader)
             for row, position in enumerate(batch["position"].tolist()):
                 assert position not in held
-                held[position] = {name: batch[name][row].numpy().tobytes() for name in batch if name != "position"}
+                held[position] = {name: value[row].numpy().tobytes() for name, value in batch.items()}
         loader.close()
     return held
 

@@ -46,6 +46,7 @@ def test_adding_never_reads_a_value_back():
         metrics.flush()
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_adding_never_waits_for_the_gpu():
     metrics, one = Metrics("cuda"), torch.ones(8, device="cuda")

@@ -1,4 +1,4 @@
-"""Linear probes: multinomial logistic regression on fixed features, all factors at once, without any randomness."""
+"""Linear probes: multinomial logistic regression on fixed features, all factors at once, nothing random."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 L2 = 1e-4
-GRADIENT_TOLERANCE = 1e-4  # ten times less changes no accuracy in the third digit, and takes three times as long
+TOLERANCE = 1e-4  # of the gradient; a tenth of it takes three times as long and changes no accuracy by 0.001
 ITERATIONS = 500
 
 
@@ -38,26 +38,30 @@ class Probe:
         return self.logits(z).argmax(dim=2)
 
 
-def fit_probe(z: Tensor, y: Tensor, levels: Sequence[int], l2: float = L2) -> Probe:
-    """Minimise  sum_k mean cross-entropy of factor k + l2 / 2 |W|^2  by L-BFGS in float64, to a gradient below 1e-4.
+def fit_probe(
+    z: Tensor, y: Tensor, levels: Sequence[int], l2: float = L2, tolerance: float = TOLERANCE
+) -> Probe:
+    """Minimise  sum_k mean cross-entropy of factor k + l2 / 2 |W|^2  by L-BFGS in float64; the bias is free.
 
-    It is scikit-learn's LogisticRegression with C = 1 / (l2 N) on standardised features, one for each factor. The bias is free.
+    It is scikit-learn's LogisticRegression with C = 1 / (l2 N) on standardised features, one for each factor.
 
     Args:
         z: (N, d) features.
         y: (N, K) int64, factor k in 0..levels[k]-1.
         levels: number of levels of each factor.
+        tolerance: largest entry of the gradient at which the search ends.
 
     Raises:
         ValueError: a level is out of range.
     """
     count = torch.tensor(levels, device=z.device)
     if (y < 0).any() or (y >= count).any():
-        raise ValueError(f"levels reach from {y.amin(0).tolist()} to {y.amax(0).tolist()}, expected 0 to below {list(levels)}")
+        raise ValueError(f"levels up to {y.amax(dim=0).tolist()}, but factors have {list(levels)} levels")
     mean, scale = z.double().mean(dim=0), _scale(z.double())
-    axes = _axes((z.double() - mean) / scale, l2)
+    x = (z.double() - mean) / scale
+    axes = _axes(x, l2)
     absent = torch.arange(int(count.max()), device=z.device) >= count[:, None]
-    weight, bias = _minimise((z.double() - mean) / scale @ axes, y, absent, l2 * axes.square().sum(dim=0))
+    weight, bias = _minimise(x @ axes, y, absent, l2 * axes.square().sum(dim=0), tolerance)
     return Probe(mean, scale, torch.einsum("de,ekl->dkl", axes, weight), bias.masked_fill(absent, -torch.inf))
 
 
@@ -70,7 +74,7 @@ def probe_accuracy(
 
 
 def _scale(z: Tensor) -> Tensor:
-    """Standard deviations (d,), none so small that rounding errors of a constant dimension would be blown up."""
+    """Standard deviations (d,), none so small that it blows up a constant dimension's rounding errors."""
     std = z.std(dim=0, correction=0)
     largest = std.max()
     return std.clamp_min(1e-6 * largest) if largest > 0 else torch.ones_like(std)
@@ -79,15 +83,25 @@ def _scale(z: Tensor) -> Tensor:
 def _axes(x: Tensor, l2: float) -> Tensor:
     """(d, d) change of variables W = A V in which the loss curves alike in all directions.
 
-    Features of a network are strongly correlated, and L-BFGS takes hundreds of iterations on them. Near W = 0 the curvature is
-    about covariance / 5 + l2, whose inverse square root is A. Its columns are orthogonal: |W|^2 = sum |a_j|^2 v_j^2.
+    Features of a network are strongly correlated, and L-BFGS takes hundreds of iterations on them. Near W = 0
+    the curvature is about covariance / 5 + l2, whose inverse square root is A. Its columns are orthogonal:
+    |W|^2 = sum |a_j|^2 v_j^2.
     """
     values, vectors = torch.linalg.eigh(x.T @ x / len(x))
     return vectors * (values.clamp_min(0) / 5 + l2).rsqrt()
 
 
-def _minimise(x: Tensor, y: Tensor, absent: Tensor, penalty: Tensor) -> tuple[Tensor, Tensor]:
-    """V (d, K, L) and bias (K, L) at the minimum of  sum_k cross-entropy + sum_j penalty_j / 2 v_j^2  for features (N, d)."""
+def _minimise(
+    x: Tensor, y: Tensor, absent: Tensor, penalty: Tensor, tolerance: float
+) -> tuple[Tensor, Tensor]:
+    """V (d, K, L) and bias (K, L) that minimise  sum_k mean cross-entropy + sum_j penalty_j / 2 v_j^2.
+
+    Args:
+        x: (N, d) features.
+        y: (N, K) levels.
+        absent: (K, L), the levels that a factor does not have.
+        penalty: (d,).
+    """
     samples, (factors, width) = len(x), absent.shape
     x = torch.cat((x, torch.ones_like(x[:, :1])), dim=1)
     penalty = torch.cat((penalty, penalty.new_zeros(1)))[:, None]
@@ -103,7 +117,11 @@ def _minimise(x: Tensor, y: Tensor, absent: Tensor, penalty: Tensor) -> tuple[Te
             return -log_p.gather(2, target).sum() / samples + (penalty * v.square()).sum() / 2
 
     optimizer = torch.optim.LBFGS(
-        [v], max_iter=ITERATIONS, tolerance_grad=GRADIENT_TOLERANCE, tolerance_change=0.0, line_search_fn="strong_wolfe"
+        [v],
+        max_iter=ITERATIONS,
+        tolerance_grad=tolerance,
+        tolerance_change=0.0,
+        line_search_fn="strong_wolfe",
     )
     optimizer.step(loss_and_gradient)
     weight = v.detach().view(-1, factors, width)

@@ -1,6 +1,6 @@
-"""What the frozen model loses with the noise: the error of its x_0_hat and, of known factors, which it still shows.
+"""What the frozen model loses with the noise: the error of its x_0_hat, and which factors it still shows.
 
-The method rests on it: a subset can only learn what is lost within its own times (thesis section 3.2, Fig. 1.1).
+The method rests on it: a subset can only learn what is lost within its own times (thesis Fig. 1.1).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Read = Callable[[Tensor], Tensor]  # images (B, 3, H, W) in [-1, 1] -> levels (B
 
 
 def eval_noise(seed: int, positions: Tensor, height: int, width: int) -> Tensor:
-    """Standard normal (B, 3, H, W) of the samples at ``positions`` (B,) int64, apart from the noise of training."""
+    """Standard normal (B, 3, H, W) of the samples at ``positions`` (B,) int64; not the noise of training."""
     flat = normal(seed, positions, 3 * height * width, STREAM_EVAL)
     return flat.view(len(positions), height, width, 3).permute(0, 3, 1, 2)
 
@@ -29,8 +29,9 @@ def error_profile(
 ) -> np.ndarray:
     """Relative error of the frozen model's x_0_hat at each time: 0 nothing lost, about 1 everything lost.
 
-    error(t) = mean |x_0 - x_0_hat(x_t)|^2 / mean |x_0 - mean image|^2, means over images, channels and pixels. The mean image
-    is that of this set, so 1 is what the best guess without x_t reaches. x_0_hat is clipped to [-1, 1], as samplers do.
+    error(t) = mean |x_0 - x_0_hat(x_t)|^2 / mean |x_0 - mean image|^2, with means over images, channels and
+    pixels. The mean image is that of this set, so 1 is what the best guess without x_t reaches. x_0_hat is
+    clipped to [-1, 1], as samplers do.
 
     Args:
         images: (N, 3, H, W) float in [-1, 1], N >= 2.
@@ -57,7 +58,7 @@ def attribute_profile(
     seed: int,
     batch_size: int = 128,
 ) -> np.ndarray:
-    """Share of images whose factor ``read`` still finds in x_0_hat, (M, K) float64, for ``levels`` (N, K) int64."""
+    """Share of images whose ``levels`` (N, K) int64 are still read from x_0_hat, (M, K) float64."""
     predictions = x_0_predictions(frozen, schedule, images, seed, times, batch_size)
     return np.stack([accuracy(x_0_hat, levels, read, batch_size) for x_0_hat in predictions])
 
@@ -65,7 +66,7 @@ def attribute_profile(
 def x_0_predictions(
     frozen: UNet, schedule: Schedule, images: Tensor, seed: int, times: Sequence[int], batch_size: int = 128
 ) -> Iterator[Tensor]:
-    """For each time in turn, x_0_hat (N, 3, H, W) float32 in [-1, 1] of all images, each with one noise for all times."""
+    """x_0_hat (N, 3, H, W) float32 in [-1, 1] at each time in turn, with one noise an image for all times."""
     eps = eval_noise(seed, torch.arange(len(images), device=images.device), *images.shape[2:])
     for time in times:
         parts = zip(images.split(batch_size), eps.split(batch_size), strict=True)
@@ -96,7 +97,7 @@ def accuracy(images: Tensor, levels: Tensor, read: Read, batch_size: int = 128) 
 
 
 def lost_at(times: Sequence[int], profile: np.ndarray, clean: np.ndarray, chance: np.ndarray) -> np.ndarray:
-    """The time at which each factor is half lost: its accuracy is halfway between that on clean images and chance.
+    """The time at which each factor is half lost: read halfway between as well as on clean images and chance.
 
     Accuracy is taken as the least up to each time (it can only be lost), and interpolated linearly.
 
@@ -110,7 +111,9 @@ def lost_at(times: Sequence[int], profile: np.ndarray, clean: np.ndarray, chance
     """
     least = np.minimum.accumulate(profile, axis=0)
     halfway = (clean + chance) / 2
-    return np.array([_crossing(np.asarray(times), column, half) for column, half in zip(least.T, halfway, strict=True)])
+    return np.array(
+        [_crossing(np.asarray(times), column, half) for column, half in zip(least.T, halfway, strict=True)]
+    )
 
 
 def _crossing(times: np.ndarray, falling: np.ndarray, level: float) -> float:

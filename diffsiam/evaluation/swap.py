@@ -1,7 +1,7 @@
-"""The causal swap test: put one subset of another image's z into an image's own, decode, and read which factors have moved.
+"""The causal swap test: put one subset of another image's z into an image's own, decode, read what changed.
 
-What a probe reads from a subset says little about what the decoder takes from it; this is the measure of what a subset holds.
-Thesis Algorithm 2 moves x_T together with the subsets; here x_T stays, and rows of their own show what x_T does.
+What a probe reads from a subset says little about what the decoder takes from it; this measures the latter.
+Thesis Algorithm 2 moves x_T together with the subsets; here x_T stays, and rows of their own show its share.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class SwapMap:
     """What happened to image a when parts of it were taken from image b, over P pairs and K factors.
 
     Attributes:
-        rows: R = n + 4 names: "subset 1" .. "subset n", then the controls "all" (the whole z), "none" (a decoded again),
-            "x_T only" and "all + x_T".
+        rows: R = n + 4 names: "subset 1" .. "subset n", then the controls "all" (the whole z), "none" (a
+            decoded again), "x_T only" and "all + x_T".
         success: (R, K), P(factor reads as b's | a and b differ in it); NaN where no pair differs.
         side_effect: (R, K), P(factor no longer reads as a's | a and b agree in it); NaN where no pair agrees.
         differing: (K,) number of pairs that differ.
@@ -80,9 +80,9 @@ def live_subsets(swaps: SwapMap, threshold: float = 0.4) -> list[Live]:
 def swap_test(
     model: DiffSiam, images: Tensor, levels: Tensor, read: Read, moves: int = 20, batch_size: int = 128
 ) -> SwapMap:
-    """Swap every subset, and the controls, between image a = p and image b = p + 1 (the last one with the first).
+    """Swap every subset, and the controls, from image b = p + 1 into image a = p (cyclically).
 
-    x_T comes from DDIM inversion guided by the image's own z; only the generative half is repeated for the rows.
+    x_T comes from DDIM inversion guided by the image's own z, once for all rows.
 
     Args:
         model: with a decoder, in eval mode.
@@ -94,24 +94,24 @@ def swap_test(
     """
     x_0 = to_unit_range(images)
     z = encode_images(model.encoder, x_0, batch_size)
-    x_T = torch.cat([_invert(model, *part, moves) for part in zip(x_0.split(batch_size), z.split(batch_size), strict=True)])
+    parts = zip(x_0.split(batch_size), z.split(batch_size), strict=True)
+    x_T = torch.cat([invert(x, _guided(model, z_part), model.schedule, moves) for x, z_part in parts])
     from_b, noise_of_b = _rows(model.subsets, z.device)
     pairs, decoded, readings = len(z), [], []
     for item in torch.arange(len(from_b) * pairs, device=z.device).split(batch_size):
         row, a = item // pairs, item % pairs
         b = (a + 1) % pairs
-        noise = x_T[torch.where(noise_of_b[row], b, a)]
-        x = _sample(model, noise, torch.where(from_b[row], z[b], z[a]), moves)
+        predict = _guided(model, torch.where(from_b[row], z[b], z[a]))
+        x = sample(x_T[torch.where(noise_of_b[row], b, a)], predict, model.schedule, moves)
         decoded.append(to_uint8(x))
         readings.append(read(x))
     names = tuple(f"subset {i}" for i in range(1, model.subsets.n + 1)) + CONTROLS
-    shape = (len(names), pairs)
-    success, side_effect, differing = score(torch.cat(readings).unflatten(0, shape), levels, levels.roll(-1, dims=0))
-    return SwapMap(names, success, side_effect, differing, torch.cat(decoded).unflatten(0, shape).cpu().numpy())
+    read_levels, image = (torch.cat(part).unflatten(0, (len(names), pairs)) for part in (readings, decoded))
+    return SwapMap(names, *score(read_levels, levels, levels.roll(-1, dims=0)), image.cpu().numpy())
 
 
 def score(readings: Tensor, levels_a: Tensor, levels_b: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Success (R, K), side effect (R, K) and differing pairs (K,) of ``readings`` (R, P, K), see :class:`SwapMap`."""
+    """success, side_effect and differing of :class:`SwapMap` for ``readings`` (R, P, K), levels (P, K)."""
     differ = levels_a != levels_b
     moved = ((readings == levels_b) & differ).sum(dim=1).double()
     changed = ((readings != levels_a) & ~differ).sum(dim=1).double()
@@ -129,17 +129,9 @@ def _rows(subsets: Subsets, device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.cat((one, every, no, no, every)), noise
 
 
-def _predict(model: DiffSiam, z: Tensor) -> Predict:
+def _guided(model: DiffSiam, z: Tensor) -> Predict:
     assert model.decoder is not None, "a model without decoder cannot be edited"
     return guided(model.frozen, model.decoder, model.schedule, model.subsets, z)
-
-
-def _invert(model: DiffSiam, x_0: Tensor, z: Tensor, moves: int) -> Tensor:
-    return invert(x_0, _predict(model, z), model.schedule, moves)
-
-
-def _sample(model: DiffSiam, x_T: Tensor, z: Tensor, moves: int) -> Tensor:
-    return sample(x_T, _predict(model, z), model.schedule, moves)
 
 
 @contextmanager
@@ -157,40 +149,41 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 def causal_effect(model: DiffSiam, images: Tensor, seed: int, batch_size: int = 128) -> np.ndarray:
     """How much each subset moves x_0_hat at its own time, relative to all of z: (n,) float64, 0 is dead.
 
-    No oracle and no sampling: x_0 is noised once, and of x_0_hat = u + w_t G only G changes,
+    No oracle, no sampling: x_0 is noised once, and of x_0_hat = u + w_t G only G changes,
 
         effect_i = |G(z with subset i of b) - G(z)|^2 / |G(z of b) - G(z)|^2,  summed over pairs and pixels
 
-    with the z_bar that a sampler shows at subset i's own time: the middle of its times where t decides k, else 0.3 T for all.
-    It is 0 where even all of z moves nothing, as at the start of training, and may exceed 1.
+    with the z_bar that a sampler shows at the time of subset i: the middle of its times where t decides k,
+    else 0.3 T. It is 0 where even all of z moves nothing, as at the start of training, and may exceed 1.
 
     Args:
         images: (B, H, W, 3) uint8 or (B, 3, H, W) float; neighbours make a pair, B >= 2.
         seed: names the noise.
     """
     assert model.decoder is not None, "a model without decoder cannot be edited"
-    x_0, subsets, schedule = to_unit_range(images), model.subsets, model.schedule
+    x_0, subsets = to_unit_range(images), model.subsets
     z = encode_images(model.encoder, x_0, batch_size)
     eps = eval_noise(seed, torch.arange(len(z), device=z.device), *x_0.shape[2:])
     from_b, own_time = _rows(subsets, z.device)[0], own_times(subsets).to(z.device)
-    moved = torch.zeros(2, subsets.n, dtype=torch.float64, device=z.device)
+    moved = torch.zeros(subsets.n, 2, dtype=torch.float64, device=z.device)
     with evaluating(model.decoder):
         for item in torch.arange(subsets.n * len(z), device=z.device).split(batch_size):
             row, a = item // len(z), item % len(z)
             b, t = (a + 1) % len(z), own_time[row]
-            alpha_bar = schedule.at("alpha_bar", t)
+            alpha_bar = model.schedule.at("alpha_bar", t)
             features = model.frozen.encode(alpha_bar.sqrt() * x_0[a] + (1 - alpha_bar).sqrt() * eps[a], t)
             own, one, every = (
                 model.decoder(features, visible(subsets, variant, t)).float()
                 for variant in (z[a], torch.where(from_b[row], z[b], z[a]), z[b])
             )
-            change = torch.stack([(one - own).square().mean(dim=(1, 2, 3)), (every - own).square().mean(dim=(1, 2, 3))])
-            moved.index_add_(1, row, change.double())
-    return torch.where(moved[1] > 0, moved[0] / moved[1], 0).cpu().numpy()
+            change = torch.stack((one - own, every - own), dim=1).square().mean(dim=(2, 3, 4))
+            moved.index_add_(0, row, change.double())
+    by_one, by_all = moved.unbind(dim=1)
+    return torch.where(by_all > 0, by_one / by_all, 0).cpu().numpy()
 
 
 def visible(subsets: Subsets, z: Tensor, t: Tensor) -> Tensor:
-    """z_bar (B, d) as a sampler shows it to the decoder at times (B,): see :func:`diffsiam.sampling.guided`."""
+    """z_bar (B, d) as :func:`diffsiam.sampling.guided` shows it to the decoder at times (B,)."""
     return subsets.mask_at(z, subsets.at_time(t)) if subsets.tied else z
 
 
@@ -199,4 +192,6 @@ def own_times(subsets: Subsets) -> Tensor:
     if not subsets.tied:
         return torch.full((subsets.n,), 3 * subsets.steps // 10)
     k = subsets.at_time(torch.arange(subsets.times))
-    return torch.stack([(k == i).nonzero().double().mean().nan_to_num().long() for i in range(1, subsets.n + 1)])
+    return torch.stack(
+        [(k == i).nonzero().double().mean().nan_to_num().long() for i in range(1, subsets.n + 1)]
+    )

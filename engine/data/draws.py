@@ -1,8 +1,9 @@
-"""Augmentation parameters as pure functions of (seed, position): no generator state, so any split of a batch agrees.
+"""Augmentation parameters as pure functions of (seed, position), so that any split of a batch agrees on them.
 
-The two views follow SimSiam (arXiv 2011.10566, appendix A and D): random resized crop of scale 0.2 to 1, colour jitter
-(0.4, 0.4, 0.4, 0.1) with probability 0.8, grey with probability 0.2, Gaussian blur of sigma 0.1 to 2 with probability
-0.5, horizontal flip. Crop boxes are drawn relative to the image and resolved once its size is known.
+The two views follow SimSiam (arXiv 2011.10566, appendices A and D): random resized crop of scale 0.2 to 1,
+colour jitter (0.4, 0.4, 0.4, 0.1) with probability 0.8, grey with probability 0.2, Gaussian blur of sigma 0.1
+to 2 with probability 0.5, horizontal flip. Crop boxes are drawn relative to the image and resolved once its
+size is known.
 """
 
 from __future__ import annotations
@@ -44,14 +45,14 @@ class Augmentation:
 AUGMENTATIONS = {
     # SimSiam on CIFAR-10 (arXiv 2011.10566, appendix D): no blur at 32 px.
     "crop": Augmentation(crop=True, flip=True, colour=True),
-    # Aligned pictures at 64 and 128 px: the whole image, as a crop would hide what z must describe.
+    # The whole image, for sets where the layout is part of what z describes.
     "blur": Augmentation(flip=True, colour=True, blur=True),
     "none": Augmentation(),
 }
 
 
 def augmentation(name: str, px: int) -> Augmentation:
-    """The recipe ``name``; "auto" is "crop" up to 32 px and "blur" above. Raises UsageError for other names."""
+    """The recipe ``name``; "auto" is "crop" up to 32 px and "blur" above. Raises UsageError for others."""
     if name == "auto":
         name = "crop" if px <= CROP_UP_TO_PX else "blur"
     if name not in AUGMENTATIONS:
@@ -93,7 +94,7 @@ class ViewDraws:
 
 
 def view_draws(seed: int, positions: np.ndarray, stream: int) -> ViewDraws:
-    """All parameters of the view of ``stream`` (STREAM_VIEW_1 or STREAM_VIEW_2) at ``positions``, (B,) int64."""
+    """The parameters of view STREAM_VIEW_1 or STREAM_VIEW_2 at ``positions``, (B,) int64."""
     u = uniform_np(seed, positions, DRAWS, stream)
     jitter = u[:, JITTER] < JITTER_CHANCE
 
@@ -137,7 +138,7 @@ def crop_boxes(crop: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     left = np.floor(crop[..., 3] * (width - w + 1)).astype(np.int64)
     tries = np.stack((top, left, h, w), axis=-1)
     first = tries[np.arange(len(tries)), fits.argmax(axis=1)]
-    return np.where(fits.any(axis=1)[:, None], first, _central_boxes(size))
+    return np.where(fits.any(axis=1, keepdims=True), first, _central_boxes(size))
 
 
 def _central_boxes(size: np.ndarray) -> np.ndarray:

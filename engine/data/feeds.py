@@ -1,4 +1,4 @@
-"""What the image graph is fed: for one micro-batch, the images as read and every parameter of every step, as plain arrays."""
+"""What the image graph is fed: the images of a micro-batch as read, and every parameter of every step."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from engine.data.draws import VIEW_STREAMS, Augmentation, ViewDraws, blur_window, crop_boxes, flips, view_draws
+from engine.data import draws
+from engine.data.draws import Augmentation, ViewDraws
 from engine.data.order import locate, order
 from engine.data.sources import Source
 from engine.errors import DataError
 
 Arguments = dict[str, np.ndarray]
 
+PILLOW_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 ORIENTATION_TAG = 0x0112
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 
@@ -27,7 +29,8 @@ class Feed:
     Attributes:
         positions, indices: (B,) int64, place in the endless stream and in the source.
         images: B file contents (1-D uint8) or B pictures (HWC uint8).
-        arguments: parameters by name, first axis B, "x_0.start" or "view_1.hue"; a step whose arguments are absent is not run.
+        arguments: parameters by name, such as "x_0.start" or "view_1.brightness", first axis B. A step whose
+            arguments are absent is not run.
     """
 
     positions: np.ndarray
@@ -37,7 +40,7 @@ class Feed:
 
 
 class Reader:
-    """Reads the samples of a source and draws their parameters. Holds no state: any thread may ask for any positions.
+    """Reads the samples of a source and draws their parameters, without state: threads may share it.
 
     Args:
         px: side of the square output in pixels.
@@ -46,7 +49,9 @@ class Reader:
         flip: mirror x_0 with probability one half.
     """
 
-    def __init__(self, source: Source, px: int, seed: int = 0, views: Augmentation | None = None, flip: bool = False):
+    def __init__(
+        self, source: Source, px: int, seed: int = 0, views: Augmentation | None = None, flip: bool = False
+    ):
         self.source, self.px, self.seed, self.views, self.flip = source, px, seed, views, flip
 
     @property
@@ -74,24 +79,25 @@ class Reader:
     def _size(self, contents: np.ndarray, index: int) -> tuple[int, int]:
         try:
             return image_size(contents)
-        except (OSError, SyntaxError, ValueError) as error:
+        except PILLOW_ERRORS as error:
             raise DataError(f"cannot read an image; {self.source.item(index)}; {reason(error)}") from error
 
     def _arguments(self, positions: np.ndarray, sizes: np.ndarray) -> Arguments:
         out = _prefixed("x_0", square_arguments(sizes, self.px))
         if self.flip:
-            out["x_0.flip"] = flips(self.seed, positions).astype(np.int32)
+            out["x_0.flip"] = draws.flips(self.seed, positions).astype(np.int32)
         if self.views is not None:
-            for view, stream in VIEW_STREAMS.items():
-                draws = view_draws(self.seed, positions, stream)
-                out |= _prefixed(view, view_arguments(draws, self.views, sizes, self.px))
+            for view, stream in draws.VIEW_STREAMS.items():
+                drawn = draws.view_draws(self.seed, positions, stream)
+                out |= _prefixed(view, view_arguments(drawn, self.views, sizes, self.px))
         return out
 
 
 def square_arguments(sizes: np.ndarray, px: int) -> Arguments:
-    """The region that torchvision's Resize(px) and CenterCrop(px) keep, in input pixels (fractions included), for sizes (B, 2).
+    """The region that torchvision's Resize(px) and CenterCrop(px) keep of images of ``sizes`` (B, 2), (h, w).
 
-    Resampling this region at once, with pixels around it taken into account at its border, equals resizing first and cropping afterwards.
+    "start" and "end" are (B, 2) float32 in pixels of the image, fractions included. Resampling this region,
+    with the pixels around it in reach of the filter, equals resizing the image and cropping afterwards.
     """
     resized = px * sizes // sizes.min(axis=1, keepdims=True)
     offset = np.rint((resized - px) / 2)
@@ -99,28 +105,30 @@ def square_arguments(sizes: np.ndarray, px: int) -> Arguments:
     return {"start": (offset * scale).astype(np.float32), "end": ((offset + px) * scale).astype(np.float32)}
 
 
-def view_arguments(draws: ViewDraws, steps: Augmentation, sizes: np.ndarray, px: int) -> Arguments:
+def view_arguments(drawn: ViewDraws, steps: Augmentation, sizes: np.ndarray, px: int) -> Arguments:
     """The arguments of one view's steps, first axis B."""
     out: Arguments = {}
     if steps.crop:
-        boxes = crop_boxes(draws.crop, sizes).astype(np.int32)
-        at, size = np.split(boxes, 2, axis=1)
-        out |= {"crop_at": np.ascontiguousarray(at), "crop_size": np.ascontiguousarray(size)}
+        boxes = draws.crop_boxes(drawn.crop, sizes).astype(np.int32)
+        out |= {
+            "crop_at": boxes[:, :2].copy(),
+            "crop_size": boxes[:, 2:].copy(),
+        }  # DALI reads dense arrays only
     if steps.flip:
-        out["flip"] = draws.flip.astype(np.int32)
+        out["flip"] = drawn.flip.astype(np.int32)
     if steps.colour:
-        out |= {"brightness": draws.brightness, "contrast": draws.contrast, "saturation": draws.saturation}
-        out |= {"hue_sign": np.sign(draws.hue).astype(np.int16), "hue_hold": 1 - 6 * np.abs(draws.hue)}
-        out |= {"grey": draws.grey.astype(np.uint8), "coloured": (~draws.grey).astype(np.uint8)}
+        out |= {"brightness": drawn.brightness, "contrast": drawn.contrast, "saturation": drawn.saturation}
+        out |= {"hue_sign": np.sign(drawn.hue).astype(np.int16), "hue_hold": 1 - 6 * np.abs(drawn.hue)}
+        out |= {"grey": drawn.grey.astype(np.uint8), "coloured": (~drawn.grey).astype(np.uint8)}
     if steps.blur:
-        out["window"] = np.where(draws.blur, blur_window(px), 1).astype(np.int32)
-        out["sigma"] = draws.sigma
+        out["window"] = np.where(drawn.blur, draws.blur_window(px), 1).astype(np.int32)
+        out["sigma"] = drawn.sigma
     return out
 
 
 def image_size(contents: np.ndarray) -> tuple[int, int]:
-    """(height, width) of an encoded image as displayed, from its header. Raises what Pillow raises (OSError and others)."""
-    with Image.open(io.BytesIO(contents)) as image:
+    """(height, width) of an encoded image as displayed, from its header. Raises one of PILLOW_ERRORS."""
+    with Image.open(io.BytesIO(contents.data)) as image:
         width, height = image.size
         sideways = image.getexif().get(ORIENTATION_TAG) in SIDEWAYS
     return (width, height) if sideways else (height, width)

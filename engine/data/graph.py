@@ -1,8 +1,12 @@
-"""The image graph in NVIDIA DALI: decode, x_0, two views; the same on a CPU and, from the decoder on, on a GPU.
+"""The image graph in NVIDIA DALI: decode, x_0, two views; one graph for the CPU and the GPU.
 
-Every parameter is fed in (:mod:`engine.data.feeds`), none is drawn here, since DALI's random state depends on the batch size. Colour
-follows torchvision (``functional.adjust_*``) in the fixed order brightness, contrast, saturation, hue, each rounded and clamped to uint8.
+Every parameter is fed in (:mod:`engine.data.feeds`) and none is drawn here, since DALI's random state depends
+on the batch size. Colour follows torchvision's ``functional.adjust_*`` in the fixed order brightness,
+contrast, saturation, hue, each rounded and clamped to uint8.
 """
+
+# DALI's enumerations come from its binary, and its operators may return lists: neither is in its type stubs.
+# mypy: disable-error-code="attr-defined, return-value, assignment"
 
 from __future__ import annotations
 
@@ -22,6 +26,7 @@ Nodes = dict[str, DataNode]
 def build(
     feed: Callable[[], Sequence],
     names: list[str],
+    outputs: list[str],
     *,
     px: int,
     encoded: bool,
@@ -30,32 +35,37 @@ def build(
     device_id: int | None,
     depth: int,
 ) -> Pipeline:
-    """A pipeline whose every run gives the uint8 batches x_0 and, if fed, view_1 and view_2, each (B, px, px, 3).
+    """A pipeline whose every run gives uint8 batches (B, px, px, 3).
 
     Args:
-        feed: called once a run, ahead of time; gives the images and then the arguments ``names``, first axis B.
+        feed: called once a run, ahead of time; gives the images, then the arguments ``names``, first axis B.
+        names: of the arguments, as :attr:`engine.data.feeds.Reader.names`.
+        outputs: "x_0", then the views.
+        encoded: whether the images are file contents.
         batch: largest B.
         device_id: GPU, or None for the CPU.
         depth: runs that are prepared ahead.
     """
-    pipeline = Pipeline(batch_size=batch, num_threads=threads, device_id=device_id, prefetch_queue_depth=depth)
+    pipeline = Pipeline(
+        batch_size=batch, num_threads=threads, device_id=device_id, prefetch_queue_depth=depth
+    )
     with pipeline:
         image, *values = fn.external_source(source=feed, num_outputs=1 + len(names), batch=True)
-        image = _pixels(image, encoded, device_id is not None)
+        image = _pixels(image, encoded=encoded, on_gpu=device_id is not None)
         nodes = dict(zip(names, values, strict=True))
         square = _square(image, _under("x_0", nodes), px)
-        outputs = [_flip(square, _under("x_0", nodes))]
-        outputs += [_view(image, square, arguments, px) for view in ("view_1", "view_2") if (arguments := _under(view, nodes))]
-        pipeline.set_outputs(*outputs)
+        x_0 = _flip(square, _under("x_0", nodes))
+        pipeline.set_outputs(x_0, *(_view(image, square, _under(view, nodes), px) for view in outputs[1:]))
     pipeline.build()
     return pipeline
 
 
 def decodes(contents: np.ndarray) -> bool:
-    """Whether DALI can decode this file."""
+    """Whether DALI can decode this file (1-D uint8), on the CPU."""
     pipeline = Pipeline(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
     with pipeline:
-        pipeline.set_outputs(_pixels(fn.external_source(source=lambda: [contents], batch=True), True, False))
+        file = fn.external_source(source=lambda: [contents], batch=True)
+        pipeline.set_outputs(_pixels(file, encoded=True, on_gpu=False))
     try:
         pipeline.run()
     except RuntimeError:
@@ -64,16 +74,18 @@ def decodes(contents: np.ndarray) -> bool:
 
 
 def to_torch(output, device: torch.device, stream: torch.cuda.Stream | None) -> Tensor:
-    """A uint8 batch of the graph as a tensor of its own on ``device``, ready for work on ``stream``."""
+    """A copy of a uint8 batch of the graph on ``device``, ready for work on ``stream``."""
     dense = output.as_tensor()
-    return feed_ndarray(dense, torch.empty(dense.shape(), dtype=torch.uint8, device=device), cuda_stream=stream)
+    copy = torch.empty(dense.shape(), dtype=torch.uint8, device=device)
+    return feed_ndarray(dense, copy, cuda_stream=stream)
 
 
 def _under(prefix: str, nodes: Nodes) -> Nodes:
-    return {name.removeprefix(f"{prefix}."): node for name, node in nodes.items() if name.startswith(f"{prefix}.")}
+    start = f"{prefix}."
+    return {name.removeprefix(start): node for name, node in nodes.items() if name.startswith(start)}
 
 
-def _pixels(image: DataNode, encoded: bool, on_gpu: bool) -> DataNode:
+def _pixels(image: DataNode, *, encoded: bool, on_gpu: bool) -> DataNode:
     if encoded:
         return fn.decoders.image(image, device="mixed" if on_gpu else "cpu", output_type=types.RGB)
     image = fn.reshape(image, layout="HWC")
@@ -121,12 +133,12 @@ def _grey(image: DataNode) -> DataNode:
 def _contrast(image: DataNode, factor: DataNode) -> DataNode:
     """factor * image + (1 - factor) * mean luma of the image."""
     luma = fn.color_space_conversion(image, image_type=types.RGB, output_type=types.GRAY)
-    rest = fn.reductions.mean(luma) * _beside(1.0 - factor, image)
-    return _clip(fn.brightness(image, brightness=factor, dtype=types.INT16) + fn.cast(rest, dtype=types.INT16))
+    rest = fn.cast(fn.reductions.mean(luma) * _beside(1.0 - factor, image), dtype=types.INT16)
+    return _clip(fn.brightness(image, brightness=factor, dtype=types.INT16) + rest)
 
 
 def _saturation(image: DataNode, factor: DataNode) -> DataNode:
-    """factor * image + (1 - factor) * luma: three times as fast as DALI's own, which multiplies by a matrix."""
+    """factor * image + (1 - factor) * luma; twice as fast as DALI's own, which multiplies by a matrix."""
     grey = fn.brightness(_grey(image), brightness=1.0 - factor, dtype=types.INT16)
     return _clip(fn.brightness(image, brightness=factor, dtype=types.INT16) + grey)
 
@@ -139,12 +151,13 @@ def _clip(image: DataNode) -> DataNode:
 def _hue(image: DataNode, sign: DataNode, hold: DataNode) -> DataNode:
     """Turn the hue of HSV by ``sign`` * (1 - ``hold``) / 6 turns, at most a sixth.
 
-    DALI's own hue turns colours linearly in YIQ, up to 13 / 255 off on photographs. HSV keeps the largest channel M and the smallest m
-    of a pixel, and each channel as a function of hue is a trapezoid between them. For a turn of at most a sixth, that is
+    DALI's own hue is a linear turn in YIQ, up to 13 / 255 off on photographs. In HSV the largest channel M
+    and the smallest m of a pixel stay, and each channel as a function of hue is a trapezoid between them. For
+    a turn of at most a sixth that is, without division or branch,
 
-        R' = clip(R + s * shrink(B - G, hold * (M - m)), m, M)        shrink(u, w) = u - clip(u, -w, w)
+        R' = clip(R + shrink(sign * (B - G), hold * (M - m)), m, M)        shrink(u, w) = u - clip(u, -w, w)
 
-    and cyclically for G and B: linear pieces, no division, no branch.
+    and cyclically for G and B.
     """
     red, green, blue = (fn.cast(image[:, :, channel], dtype=types.INT16) for channel in range(3))
     largest = math.max(math.max(red, green), blue)

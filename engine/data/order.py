@@ -1,9 +1,9 @@
-"""Data order without state: the index of any sample of the endless stream, computed from (seed, position) alone.
+"""Data order without state: which item a position of the endless stream shows, from (seed, position) alone.
 
-Each epoch visits all ``count`` items in an order of its own, a keyed permutation of range(count) that is evaluated one
-element at a time: a balanced Feistel network on the next even number of bits (Luby & Rackoff, 1988), walked along its
-cycle until it lands inside range(count) (Black & Rogaway, CT-RSA 2002). Nothing is shuffled, stored or restored, so a
-run resumes, and ranks split a batch, by arithmetic.
+Each epoch visits all ``count`` items in an order of its own, a keyed permutation of range(count) that is
+evaluated one element at a time: a balanced Feistel network on the next even number of bits (Luby & Rackoff,
+1988), walked along its cycle until it lands inside range(count) (Black & Rogaway, CT-RSA 2002). Nothing is
+shuffled, stored or restored, so a run resumes, and ranks split a batch, by arithmetic.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _mix(word: np.ndarray) -> np.ndarray:
 
 
 def _round_keys(seed: int, epoch: np.ndarray) -> np.ndarray:
-    """(ROUNDS, B) uint64: one key per round and element, from the SplitMix64 stream that (seed, epoch) starts."""
+    """(ROUNDS, B) uint64: one key per round and element, a SplitMix64 stream started by (seed, epoch)."""
     start = _mix(np.array([(seed + GOLDEN) & MASK_64], dtype=np.uint64)) ^ _mix(epoch.astype(np.uint64))
     steps = np.arange(1, ROUNDS + 1, dtype=np.uint64)[:, None] * np.uint64(GOLDEN)
     return _mix(start + steps)

@@ -1,32 +1,33 @@
-"""From a source to batches of images: reading ahead, one image graph for CPU and GPU, and positions that need no state."""
+"""From a source to batches of images: a loader without state, and single items for looking at."""
 
 from __future__ import annotations
 
-import io
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import ModuleType
 
 import numpy as np
-import torch
-from PIL import Image
 from torch import Tensor
 
 from engine.data.draws import augmentation
-from engine.data.feeds import Feed, Reader, reason
+from engine.data.feeds import Feed, Reader
 from engine.data.sources import Source
-from engine.errors import DataError, UsageError
+from engine.data.stream import ImageStream
+from engine.errors import UsageError
 
-OUTPUTS = ("x_0", "view_1", "view_2")
 DEPTH = 2  # micro-batches that are decoded ahead
 READ_AHEAD = 4  # micro-batches that are read ahead of the decoder
 FETCH_BATCH = 64
 
 
-def positions(step: int, micro_step: int, *, batch_size: int, rank: int, world: int, micro_batch: int) -> np.ndarray:
-    """Stream positions, (m,) int64, of one rank's micro-batch: step * B + micro_step * world * m + rank * m + (0 .. m-1)."""
+def positions(
+    step: int, micro_step: int, *, batch_size: int, rank: int, world: int, micro_batch: int
+) -> np.ndarray:
+    """Stream positions of one rank's micro-batch, (m,) int64.
+
+    step * B + (micro_step * world + rank) * m + (0 .. m - 1), for the global batch B and the micro-batch m.
+    """
     start = step * batch_size + (micro_step * world + rank) * micro_batch
     return np.arange(start, start + micro_batch, dtype=np.int64)
 
@@ -34,8 +35,8 @@ def positions(step: int, micro_step: int, *, batch_size: int, rank: int, world: 
 class Loader:
     """Micro-batches of one rank, without end: step by step, and within a step micro-step by micro-step.
 
-    What a position holds (image, mirror, views) depends on the seed and the position alone; so ``start_step`` continues a run exactly, and
-    ranks and accumulation only divide the work.
+    What a position holds (image, mirror, views) depends on the seed and the position alone; so ``start_step``
+    continues a run exactly, and ranks and accumulation only divide the work.
 
     Args:
         source: the images.
@@ -53,10 +54,11 @@ class Loader:
         accumulation: micro-steps per step.
 
     Yields:
-        dict of "x_0" and, with ``views``, "view_1", "view_2": uint8 (m, px, px, 3) on the device; "position", "index": int64 (m,) on the CPU.
+        dict of "x_0" and, with ``views``, "view_1" and "view_2", uint8 (m, px, px, 3); "position" (in the
+        stream) and "index" (in the source), int64 (m,); all on the device.
 
     Raises:
-        UsageError: the sizes do not multiply to ``batch_size``, the recipe is unknown, or DALI is not installed.
+        UsageError: the sizes do not multiply to ``batch_size``, or the recipe is unknown, or DALI is missing.
         DataError: while iterating, when an image cannot be read or decoded; it names the image.
     """
 
@@ -80,8 +82,8 @@ class Loader:
         micro_batch = batch_size // (world * accumulation) if micro_batch is None else micro_batch
         if world * micro_batch * accumulation != batch_size:
             raise UsageError(
-                f"batch {batch_size} is not {world} ranks x micro-batch {micro_batch} x {accumulation} accumulation steps; "
-                "train.batch_size; make the product equal the batch"
+                f"batch {batch_size} is not {world} ranks x micro-batch {micro_batch} x {accumulation} "
+                "accumulation steps; train.batch_size; make the product equal the batch"
             )
         recipe = augmentation(augment, px)
         self.reader = Reader(source, px, seed, recipe if views else None, flip)
@@ -91,7 +93,7 @@ class Loader:
         self._next_micro_step = start_step * accumulation
         self._pool = ThreadPoolExecutor(min(threads, READ_AHEAD), thread_name_prefix="read")
         self._reading: deque[Future[Feed]] = deque()
-        self._images = _Images(
+        self._images = ImageStream(
             self.reader, self._feed, batch=micro_batch, threads=threads, device_id=device_id, depth=DEPTH
         )
 
@@ -100,9 +102,9 @@ class Loader:
 
     def __next__(self) -> dict[str, Tensor]:
         started = time.perf_counter()
-        feed, images = self._images.run()
+        batch = self._images.run()
         self.wait_seconds += time.perf_counter() - started
-        return images | {"position": torch.from_numpy(feed.positions), "index": torch.from_numpy(feed.indices)}
+        return batch
 
     def close(self) -> None:
         """Stop reading ahead and free the graph; the loader gives nothing afterwards."""
@@ -114,88 +116,20 @@ class Loader:
         while len(self._reading) < READ_AHEAD:
             step, micro_step = divmod(self._next_micro_step, self._accumulation)
             self._next_micro_step += 1
-            self._reading.append(self._pool.submit(self.reader.stream, positions(step, micro_step, **self._place)))
+            asked = positions(step, micro_step, **self._place)
+            self._reading.append(self._pool.submit(self.reader.stream, asked))
         return self._reading.popleft().result()
 
 
 def fetch(source: Source, px: int, indices: Sequence[int] | np.ndarray, threads: int = 2) -> np.ndarray:
-    """The items ``indices`` as x_0 without mirroring, (N, px, px, 3) uint8, decoded on the CPU. Raises DataError."""
+    """The items ``indices`` as x_0, never mirrored, (N, px, px, 3) uint8, by the CPU. Raises DataError."""
     indices = np.asarray(indices, dtype=np.int64)
     if not len(indices):
         return np.empty((0, px, px, 3), np.uint8)
     reader = Reader(source, px)
-    chunks = iter(np.split(indices, range(FETCH_BATCH, len(indices), FETCH_BATCH)))
-    images = _Images(
-        reader, lambda: reader.items(next(chunks)), batch=FETCH_BATCH, threads=threads, device_id=None, depth=1
+    chunks = np.split(indices, range(FETCH_BATCH, len(indices), FETCH_BATCH))
+    feeds = map(reader.items, chunks)
+    images = ImageStream(
+        reader, lambda: next(feeds), batch=FETCH_BATCH, threads=threads, device_id=None, depth=1
     )
-    count = -(-len(indices) // FETCH_BATCH)
-    return np.concatenate([images.run()[1]["x_0"].numpy() for _ in range(count)])
-
-
-class _Images:
-    """A running image graph: feeds in, torch tensors out, and a name for the image that broke it."""
-
-    def __init__(
-        self, reader: Reader, feed: Callable[[], Feed], *, batch: int, threads: int, device_id: int | None, depth: int
-    ):
-        self._graph, self._source, self._next_feed = _graph(), reader.source, feed
-        self._device = torch.device("cpu" if device_id is None else f"cuda:{device_id}")
-        self._fed: deque[Feed] = deque()
-        self._pipeline = self._graph.build(
-            self._feed,
-            reader.names,
-            px=reader.px,
-            encoded=reader.source.encoded,
-            batch=batch,
-            threads=threads,
-            device_id=device_id,
-            depth=depth,
-        )
-
-    def run(self) -> tuple[Feed, dict[str, Tensor]]:
-        """The oldest feed and its images, uint8 (B, px, px, 3) on the device. Raises DataError."""
-        stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
-        try:
-            outputs = self._pipeline.run(stream)
-        except RuntimeError as error:
-            raise self._diagnosis(error) from error
-        images = (self._graph.to_torch(output, self._device, stream) for output in outputs)
-        return self._fed.popleft(), dict(zip(OUTPUTS, images, strict=False))
-
-    def close(self) -> None:
-        del self._pipeline
-
-    def _feed(self) -> Sequence:
-        feed = self._next_feed()
-        self._fed.append(feed)
-        return [feed.images, *feed.arguments.values()]
-
-    def _diagnosis(self, error: RuntimeError) -> DataError:
-        """The error of a graph does not say which image it failed on: try them one by one."""
-        if self._source.encoded:
-            for feed in self._fed:
-                for contents, index in zip(feed.images, feed.indices, strict=True):
-                    if not self._graph.decodes(contents):
-                        return DataError(f"cannot decode an image; {self._source.item(index)}; {_fault(contents)}")
-        return DataError(f"the image graph failed; {self._source.describe()}; {error}")
-
-
-def _fault(contents: np.ndarray) -> str:
-    """What is wrong with a file that DALI cannot decode."""
-    try:
-        with Image.open(io.BytesIO(contents)) as image:
-            image.load()
-            return f"this kind of {image.format} is not supported, convert it to JPEG or PNG"
-    except (OSError, SyntaxError, ValueError) as error:
-        return reason(error)
-
-
-def _graph() -> ModuleType:
-    """The graph module; imported late, as DALI takes half a second."""
-    try:
-        from engine.data import graph
-    except ModuleNotFoundError as error:
-        if not (error.name or "").startswith("nvidia"):
-            raise
-        raise UsageError("NVIDIA DALI is not installed; it reads the images; pip install nvidia-dali-cuda130") from error
-    return graph
+    return np.concatenate([images.run()["x_0"].numpy() for _ in chunks])

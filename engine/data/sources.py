@@ -1,4 +1,4 @@
-"""Where images come from: a folder of files, or procedural rooms. A source knows nothing of order, size or augmentation."""
+"""Where images come from: a folder of files, or procedural rooms."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ class Source(Protocol):
         """One line: what it is, where, how many."""
 
     def fingerprint(self) -> str:
-        """Hexadecimal digest that changes when items are added, removed, renamed or resized; reads no contents."""
+        """Hexadecimal digest that changes when items are added, removed, renamed or resized."""
 
 
 class FolderSource:
-    """JPEG, PNG, WebP and BMP files under a folder, at any depth and of any size, in natural order of their paths.
+    """JPEG, PNG, WebP and BMP files of any size, anywhere under a folder, in natural order of their paths.
 
-    The label of a file is the first folder of its path below ``path``; there are labels only if every file has one. Hidden files and
-    folders are skipped, symbolic links followed.
+    The label of a file is the first folder of its path below ``path``; there are labels only if every file
+    has one. Hidden files and folders are skipped, symbolic links followed.
 
     Raises:
         UsageError: ``path`` does not exist, is not a folder, cannot be listed, or holds no such file.
@@ -76,13 +76,14 @@ class FolderSource:
         except OSError as error:
             raise UsageError(f"cannot list a folder of images; {error.filename}; {error.strerror}") from error
         if not self.files:
-            raise UsageError(f"no images found ({_inventory(other)}); {self.root}; files read: {' '.join(SUFFIXES)}")
+            held = _inventory(other)
+            raise UsageError(f"no images found ({held}); {self.root}; files read: {' '.join(SUFFIXES)}")
 
     def __len__(self) -> int:
         return len(self.files)
 
     def read(self, indices: np.ndarray) -> list[np.ndarray]:
-        """Contents of the files ``indices``, 1-D uint8 each. Raises DataError for one that can no longer be read."""
+        """Contents of the files ``indices``, 1-D uint8 each. Raises DataError for one that cannot be read."""
         return [self._contents(self.item(index)) for index in indices]
 
     @staticmethod
@@ -160,7 +161,7 @@ class RoomsSource:
 
 
 def open_source(source: str, path: str | Path | None, px: int, seed: int, count: int) -> Source:
-    """The source that a config names: "folder" (needs ``path``) or "rooms" (uses ``px``, ``seed``, ``count``)."""
+    """The source that a config names: "folder" (of ``path``) or "rooms" (of ``px``, ``seed``, ``count``)."""
     if source == "rooms":
         return RoomsSource(rooms.Rooms(px, seed, count))
     if source != "folder":
@@ -171,7 +172,7 @@ def open_source(source: str, path: str | Path | None, px: int, seed: int, count:
 
 
 def _walk(root: str, relative: str, other: Counter[str], seen: set[str]) -> Iterator[str]:
-    """Paths of the images below ``root``/``relative``, relative to ``root``; the rest is counted in ``other``."""
+    """Paths, relative to ``root``, of the images below ``root``/``relative``; ``other`` counts the rest."""
     folder = os.path.join(root, relative)
     if (real := os.path.realpath(folder)) in seen:  # a symbolic link back to a folder already read
         return
@@ -191,7 +192,8 @@ def _walk(root: str, relative: str, other: Counter[str], seen: set[str]) -> Iter
 
 def _natural(name: str) -> list[tuple[int, int | str]]:
     """A sorting key that puts img2 before img10."""
-    return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", name)] + [(2, name)]
+    parts = re.split(r"(\d+)", name)
+    return [(0, int(part)) if part.isdecimal() else (1, part) for part in parts] + [(2, name)]
 
 
 def _first_folder(relative: str) -> str:

@@ -1,4 +1,4 @@
-"""Sheets drawn while training: what the decoder adds to the frozen model, and what a diffusion model samples."""
+"""Sheets drawn while training: what the decoder adds to the frozen model, what a diffusion model samples."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BATCH = 64
 
 @torch.no_grad()
 def reconstruction_grid(model: DiffSiam, x_0: Tensor, times: Sequence[int], seed: int) -> Image.Image:
-    """One row an image: x_0 (framed), then for each time t the noised x_{t+k}, the frozen model's u alone, and u + w g.
+    """One row an image: x_0 (framed), then for each time t the noised x_{t+k}, u alone, and u + w g.
 
     k is the subset of time t, or n where k is independent of t; without the noise jump the image is x_t.
 
@@ -38,7 +38,8 @@ def reconstruction_grid(model: DiffSiam, x_0: Tensor, times: Sequence[int], seed
     assert model.decoder is not None, "a model without decoder reconstructs nothing"
     with evaluating(model.decoder):
         for time in times:
-            parts = [_at_time(model, *part, time, seed) for part in zip(x_0.split(BATCH), z.split(BATCH), strict=True)]
+            batches = zip(x_0.split(BATCH), z.split(BATCH), strict=True)
+            parts = [_at_time(model, *batch, time, seed) for batch in batches]
             columns += [torch.cat(images).cpu() for images in zip(*parts, strict=True)]
             titles += [f"x at {_level(model, time)}", f"u at {time}", "u + w g"]
     images = torch.stack(columns, dim=1).numpy()
@@ -72,8 +73,8 @@ def _at_time(model: DiffSiam, x_0: Tensor, z: Tensor, time: int, seed: int) -> t
 
 @torch.no_grad()
 def sample_grid(unet: UNet, schedule: Schedule, px: int, n: int, seed: int, moves: int = 50) -> Image.Image:
-    """n images that the model makes of Philox noise by ``moves`` DDIM moves; the same noise for the same seed."""
-    device = schedule.alpha_bar.device
+    """n images that the model makes of the noise named by ``seed``, by ``moves`` DDIM moves."""
+    device = next(unet.parameters()).device
     with evaluating(unet):
         x = torch.cat(
             [

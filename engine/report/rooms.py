@@ -1,4 +1,4 @@
-"""The report of a run on Rooms: before training what the frozen model loses, after it what each subset holds."""
+"""A run on Rooms, reported: before training what the frozen model loses, after it what each subset holds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,17 @@ from torch import Tensor, nn
 from diffsiam.encoder import build_encoder, encode_images
 from diffsiam.evaluation.probe import probe_accuracy
 from diffsiam.evaluation.profile import accuracy, lost_at, relative_error, x_0_predictions
-from diffsiam.evaluation.swap import ALL, ALL_AND_NOISE, CONTROLS, NOISE, NONE, Live, SwapMap, live_subsets, swap_test
+from diffsiam.evaluation.swap import (
+    ALL,
+    ALL_AND_NOISE,
+    CONTROLS,
+    NOISE,
+    NONE,
+    Live,
+    SwapMap,
+    live_subsets,
+    swap_test,
+)
 from diffsiam.objective import DiffSiam
 from diffsiam.sampling import to_uint8
 from diffsiam.schedule import Schedule
@@ -34,7 +44,8 @@ from kernels.noise_jump.ref import to_unit_range
 NAMES = [factor.name for factor in FACTORS]  # fine to coarse
 SEED = 20_221_122  # of every noise here: runs are compared on the same rooms with the same noise
 PROFILE_SEED_OF_ROOMS = 1 << 40  # no training set's seed: the profile needs no held-out part of one
-PROFILE_ROOMS, PROFILE_STEPS = 96, (0, 50, 100, 150, 200, 250, 300, 400, 500, 600, 700, 800)  # thousandths of T
+PROFILE_ROOMS = 96
+PROFILE_STEPS = (0, 50, 100, 150, 200, 250, 300, 400, 500, 600, 700, 800)  # thousandths of T
 SHEET_ROOMS = 6
 PROBE_TRAIN, PROBE_TEST = 4000, 1000
 LOSS_ROOMS = 512
@@ -69,7 +80,7 @@ def before(frozen: UNet, schedule: Schedule, px: int, run_dir: Path) -> Profile:
     Raises:
         UsageError: there is no oracle for this size.
     """
-    device = schedule.alpha_bar.device
+    device = next(frozen.parameters()).device
     oracle, batch = load_oracle(px).to(device), _batch(device)
     rooms, indices = Rooms(px, PROFILE_SEED_OF_ROOMS, PROFILE_ROOMS), np.arange(PROFILE_ROOMS)
     levels = torch.from_numpy(rooms.factors(indices)).to(device)
@@ -112,8 +123,8 @@ def _show_profile(profile: Profile) -> None:
 def after(model: DiffSiam, run_dir: Path, config: Config, pairs: int = 64, moves: int = 12) -> dict[str, Any]:
     """Measure and show what the run has learned, on rooms it has never seen.
 
-    Prints the verdict, the comparison and the map of subsets and factors, and writes ``report/evaluation.json`` and
-    ``report/counterfactuals.png``.
+    Prints the verdict, the comparison and the map of subsets and factors, and writes
+    ``report/evaluation.json`` and ``report/counterfactuals.png``.
 
     Args:
         model: averaged weights in eval mode.
@@ -124,10 +135,10 @@ def after(model: DiffSiam, run_dir: Path, config: Config, pairs: int = 64, moves
     """
     begun, device = time.monotonic(), next(model.parameters()).device
     rooms = _held_out(config, device)
-    probes = {"this run": _probe(model.encoder, rooms), "random encoder": _probe(_untrained(config, device), rooms)}
+    probe, untrained_probe = _probe(model.encoder, rooms), _probe(_untrained(config, device), rooms)
     causal = _causal(model, rooms, pairs, moves) if model.decoder is not None else None
     baseline, source = verdict.read_baseline(config.data.px, VERSION)
-    run, untrained = _arm(probes["this run"], causal), _arm(probes["random encoder"])
+    run, untrained = _arm(probe, causal), _arm(untrained_probe)
     parts = verdict.bar(run, untrained)
     arms: dict[str, Arm | None] = {"this run": run, "random encoder": untrained, "full z (PDAE)": baseline}
     record = {
@@ -136,7 +147,7 @@ def after(model: DiffSiam, run_dir: Path, config: Config, pairs: int = 64, moves
         "arms": {name: arm and asdict(arm) for name, arm in arms.items()},
         "full_z_source": source,
         **_origin(config),
-        "probe": probes,
+        "probe": {"this run": probe, "random encoder": untrained_probe},
         "causal": causal and _causal_record(causal, moves),
         "seconds": time.monotonic() - begun,
     }
@@ -147,7 +158,7 @@ def after(model: DiffSiam, run_dir: Path, config: Config, pairs: int = 64, moves
     screen.table(*verdict.comparison(arms), "Measured on held-out rooms")
     screen.line(f"full z (PDAE): {source}")
     if causal is not None:
-        _show_map(causal, probes["this run"])
+        _show_map(causal, probe)
         save(_counterfactuals(causal, rooms.images[-pairs:].cpu().numpy()), report / "counterfactuals.png")
     screen.line(f"report: {report}")
     return record
@@ -176,21 +187,23 @@ class Causal(NamedTuple):
 def _held_out(config: Config, device: torch.device) -> HeldOut:
     count = PROBE_TRAIN + PROBE_TEST
     rooms, indices = Rooms(config.data.px, config.seed, config.data.count).held_out(count), np.arange(count)
-    return HeldOut(torch.from_numpy(rooms.images(indices)).to(device), torch.from_numpy(rooms.factors(indices)).to(device))
+    images, levels = torch.from_numpy(rooms.images(indices)), torch.from_numpy(rooms.factors(indices))
+    return HeldOut(images.to(device), levels.to(device))
 
 
 def _untrained(config: Config, device: torch.device) -> nn.Module:
     """The encoder that the run began with: it is the first module drawn from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return build_encoder(config.encoder.arch, config.data.px, config.encoder.width, config.encoder.dim).to(device)
+        arch, width, dim = config.encoder.arch, config.encoder.width, config.encoder.dim
+        return build_encoder(arch, config.data.px, width, dim).to(device)
 
 
 def _probe(encoder: nn.Module, rooms: HeldOut) -> np.ndarray:
     """Accuracy of a linear probe on z for each factor, (K,)."""
-    z = torch.cat([encode_images(encoder, to_unit_range(part)) for part in rooms.images.split(_batch(rooms.images.device))])
-    (train_z, test_z), (train_y, test_y) = (part.split((PROBE_TRAIN, PROBE_TEST)) for part in (z, rooms.levels))
-    return probe_accuracy(train_z, train_y, test_z, test_y, LEVELS.tolist())
+    parts = rooms.images.split(_batch(rooms.images.device))
+    z, y = torch.cat([encode_images(encoder, to_unit_range(part)) for part in parts]), rooms.levels
+    return probe_accuracy(z[:PROBE_TRAIN], y[:PROBE_TRAIN], z[PROBE_TRAIN:], y[PROBE_TRAIN:], LEVELS.tolist())
 
 
 def _causal(model: DiffSiam, rooms: HeldOut, pairs: int, moves: int) -> Causal:
@@ -218,7 +231,8 @@ def _arm(probe: np.ndarray, causal: Causal | None = None) -> Arm:
     mean = float(probe.mean())
     if causal is None:
         return Arm(None, mean, None, None)
-    return Arm(causal.reduction, mean, verdict.moved_by_all(causal.swaps), verdict.distinct_factors(causal.live))
+    all_moves, single_moves = verdict.moved_by_all(causal.swaps), verdict.distinct_factors(causal.live)
+    return Arm(causal.reduction, mean, all_moves, single_moves)
 
 
 def _origin(config: Config) -> dict[str, Any]:
@@ -250,35 +264,38 @@ def _causal_record(causal: Causal, moves: int) -> dict[str, Any]:
 
 def _show_map(causal: Causal, probe: np.ndarray) -> None:
     swaps, alive = causal.swaps, {live.subset for live in causal.live}
-    strength = np.nan_to_num(swaps.effect).max(axis=1)
-    listed = sorted(np.argsort(-strength)[:MOST_ROWS].tolist())
+    listed = sorted(_strongest(swaps)[:MOST_ROWS])
     rows = []
     for i in listed:
-        name = f"subset {i + 1}" + ("" if i + 1 in alive else " (dead)")
-        rows.append([name, *map(_share, swaps.success[i]), f"{swaps.drift[i]:+.2f}"])
+        name = f"{i}" if i in alive else f"{i} (dead)"
+        rows.append([name, *map(_share, swaps.success[i - 1]), f"{swaps.drift[i - 1]:+.2f}"])
     for control in CONTROLS:
         rows.append([control, *map(_share, swaps.success[swaps.rows.index(control)]), ""])
-    rows.append(["linear probe", *map(_share, probe), ""])
-    title = "Chance that a factor becomes the other room's when this part is swapped, fine to coarse"
-    screen.table(["swapped", *_headings(), "side effect"], rows, title)
+    rows.append(["(a probe)", *map(_share, probe), ""])
+    title = "Chance that a factor becomes the other room's when this subset is swapped, fine to coarse"
+    screen.table(["subset", *_headings(), "side effect"], rows, title)
     if len(listed) < swaps.n:
-        screen.line(f"{swaps.n} subsets, {len(alive)} live; listed are the {len(listed)} with the strongest effect")
+        screen.line(f"{len(alive)} of {swaps.n} subsets are live; listed: the {len(listed)} strongest")
+
+
+def _strongest(swaps: SwapMap) -> list[int]:
+    """Subsets 1..n by their largest effect on any factor, descending."""
+    return (1 + np.argsort(-np.nan_to_num(swaps.effect).max(axis=1), kind="stable")).tolist()
 
 
 def _counterfactuals(causal: Causal, images: np.ndarray) -> Image.Image:
-    """One row a pair: a, b, a decoded again, a with each live subset of b, with all of z, and with x_T; a and b framed."""
+    """One row a pair: a and b (framed), a decoded again, a with live subsets of b, all of its z, its x_T."""
     swaps = causal.swaps
-    subsets = [live.subset for live in causal.live] or (1 + np.nan_to_num(swaps.effect).max(axis=1).argsort()[-2:][::-1]).tolist()
+    subsets = [live.subset for live in causal.live] or _strongest(swaps)[:2]
     chosen = [NONE, *(f"subset {i}" for i in subsets[:MOST_ROWS]), ALL, NOISE, ALL_AND_NOISE]
     pairs = min(SHEET_PAIRS, len(images))
     originals = [images[:pairs], np.roll(images, -1, axis=0)[:pairs]]
     decoded = [swaps.images[swaps.rows.index(row)][:pairs] for row in chosen]
     alive = {f"subset {live.subset}": NAMES[live.factor].replace("_", " ") for live in causal.live}
-    titles = ["a", "b", *(f"{row} {alive.get(row, '(dead)')}" if row.startswith("subset") else row for row in chosen)]
-    titles[2] = "nothing swapped"
+    told = [f"{row} {alive.get(row, '(dead)')}" if row.startswith("subset") else row for row in chosen]
     return sheet(
         np.stack(originals + decoded, axis=1),
-        column_titles=titles,
+        column_titles=["a", "b", *told],
         title="Room a with parts of room b",
         framed=[(row, column) for row in range(pairs) for column in (0, 1)],
     )

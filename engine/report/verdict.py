@@ -64,7 +64,7 @@ def bar(run: Arm, untrained: Arm) -> list[Part]:
     gain = (run.mean_probe or 0.0) - (untrained.mean_probe or 0.0)
     return [
         Part("mean probe above a random encoder", round(gain, 4), PROBE_GAIN),
-        Part(f"factors moved by swapping all of z (success {ALL_SUCCESS} or more)", run.moved_by_all or 0, ALL_FACTORS),
+        Part("factors moved by swapping all of z", run.moved_by_all or 0, ALL_FACTORS),
         Part("different factors moved by single subsets", run.distinct_factors or 0, DISTINCT_FACTORS),
     ]
 
@@ -97,15 +97,16 @@ def read_baseline(px: int, version: str, path: Path = BASELINE) -> tuple[Arm | N
 
 def comparison(arms: dict[str, Arm | None]) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of the table: one measure a row, one arm a column."""
-    kinds = {"loss_reduction": "{:.1%}", "mean_probe": "{:.3f}", "moved_by_all": "{}", "distinct_factors": "{}"}
-    names = {
-        "loss_reduction": "loss below the frozen model's own",
-        "mean_probe": "mean linear probe",
-        "moved_by_all": f"factors moved by all of z (success {ALL_SUCCESS} or more)",
-        "distinct_factors": "different factors moved by single subsets",
+    measures = {
+        "loss_reduction": ("loss below the frozen model's own", "{:.1%}"),
+        "mean_probe": ("mean linear probe", "{:.3f}"),
+        "moved_by_all": (f"factors moved by all of z (success {ALL_SUCCESS} or more)", "{}"),
+        "distinct_factors": ("different factors moved by single subsets", "{}"),
     }
     values = [asdict(arm) if arm else {} for arm in arms.values()]
-    rows = [[names[key], *(_cell(value.get(key), form) for value in values)] for key, form in kinds.items()]
+    rows = [
+        [name, *(_cell(value.get(key), form) for value in values)] for key, (name, form) in measures.items()
+    ]
     return ["", *arms], rows
 
 

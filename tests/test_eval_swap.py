@@ -1,0 +1,220 @@
+"""The swap test, on models of which it is known what every part of z and x_T does."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from diffsiam.decoder import Decoder
+from diffsiam.encoder import build_encoder
+from diffsiam.evaluation.swap import (
+    Live,
+    SwapMap,
+    causal_effect,
+    evaluating,
+    live_subsets,
+    own_times,
+    score,
+    swap_test,
+)
+from diffsiam.objective import DiffSiam
+from diffsiam.schedule import Schedule
+from diffsiam.subsets import Subsets
+from diffsiam.unet import UNet, UNetConfig
+
+torch.set_num_threads(1)
+PX, PAIRS = 4, 24
+
+
+class MeanColour(nn.Module):
+    """z = the three mean colours."""
+
+    def forward(self, x):
+        return x.mean(dim=(2, 3))
+
+
+class KnowsNothing(nn.Module):
+    """A frozen model that guesses a grey image: x_0_hat = 0. Its features are x_t and t themselves."""
+
+    def __init__(self, schedule):
+        super().__init__()
+        self.schedule = schedule
+
+    def encode(self, x, t):
+        return x, t
+
+    def decode(self, features):
+        x, t = features
+        return self.schedule.eps_from_x_0(x, torch.zeros_like(x), t)
+
+
+class KnowsTheImage(KnowsNothing):
+    """A frozen model that takes x_t for an image without noise: DDIM keeps all there is in x_T."""
+
+    def decode(self, features):
+        return torch.zeros_like(features[0])
+
+
+class Paints(nn.Module):
+    """A decoder after which x_0_hat is the grey image plus the colours in z_bar times ``gain``."""
+
+    def __init__(self, schedule, gain=1.0):
+        super().__init__()
+        self.schedule, self.gain = schedule, gain
+
+    def forward(self, features, z_bar):
+        x, t = features
+        a = self.schedule.at("alpha_bar", t)
+        return self.gain * a.sqrt() / (1 - a) * z_bar[:, :, None, None].expand_as(x)
+
+
+def read_signs(images):
+    """Three factors of two levels: the sign of each mean colour."""
+    return (images.mean(dim=(2, 3)) > 0).long()
+
+
+def coloured(seed=0):
+    """Images of plain colours (PAIRS, 3, PX, PX), each +-0.5 or so, and their levels."""
+    generator = torch.Generator().manual_seed(seed)
+    levels = torch.randint(0, 2, (PAIRS, 3), generator=generator)
+    colours = (2 * levels - 1) * (0.4 + 0.2 * torch.rand(PAIRS, 3, generator=generator))
+    return colours[:, :, None, None].expand(-1, -1, PX, PX).contiguous(), levels
+
+
+def model(frozen=KnowsNothing, gain=1.0, **subsets):
+    schedule = Schedule()
+    split = Subsets([1, 2, 3], **subsets)
+    return DiffSiam(MeanColour(), Paints(schedule, gain), None, frozen(schedule), schedule, split).eval()
+
+
+def test_each_subset_moves_the_factor_that_it_holds_and_no_other():
+    images, levels = coloured()
+    swaps = swap_test(model(choice="full"), images, levels, read_signs, moves=5)
+    assert swaps.rows == ("subset 1", "subset 2", "subset 3", "all", "none", "x_T only", "all + x_T")
+    np.testing.assert_array_equal(swaps.success[:3], np.eye(3))
+    np.testing.assert_array_equal(swaps.success[3:], [[1] * 3, [0] * 3, [0] * 3, [1] * 3])
+    assert (swaps.side_effect == 0).all()
+    np.testing.assert_array_equal(swaps.differing, (levels != levels.roll(-1, dims=0)).sum(dim=0))
+    assert [live[:3] for live in live_subsets(swaps)] == [(1, 0, 1.0), (2, 1, 1.0), (3, 2, 1.0)]
+
+
+def test_what_x_T_holds_moves_with_x_T_and_not_with_z():
+    images, levels = coloured()
+    swaps = swap_test(model(KnowsTheImage, gain=0.0, choice="full"), images, levels, read_signs, moves=5)
+    by_row = dict(zip(swaps.rows, swaps.success, strict=True))
+    for row, expected in (("all", 0), ("none", 0), ("x_T only", 1), ("all + x_T", 1)):
+        np.testing.assert_array_equal(by_row[row], [expected] * 3)
+    assert live_subsets(swaps) == []
+
+
+def test_the_images_are_those_that_were_read():
+    images, levels = coloured()
+    swaps = swap_test(model(choice="full"), images, levels, read_signs, moves=5)
+    assert swaps.images.shape == (7, PAIRS, PX, PX, 3)
+    assert swaps.images.dtype == np.uint8
+    found = swaps.images.mean(axis=(2, 3)) > 127.5
+    np.testing.assert_array_equal(found[swaps.rows.index("none")], levels.numpy() == 1)
+    np.testing.assert_array_equal(found[swaps.rows.index("all")], np.roll(levels.numpy() == 1, -1, axis=0))
+    np.testing.assert_array_equal(found[1, :, 0], levels[:, 0].numpy() == 1)
+
+
+def test_a_sampler_shows_the_decoder_only_the_subsets_of_the_time():
+    # The last move starts at t = 199 of 1000, where subset 1 is at work: the others have been painted over.
+    images, levels = coloured()
+    swaps = swap_test(model(choice="time_tied"), images, levels, read_signs, moves=5)
+    np.testing.assert_array_equal(swaps.success[:3, 0], [1, 0, 0])
+    assert swaps.success[1, 1] == swaps.success[2, 2] == 0
+
+
+def test_batch_size_changes_nothing():
+    images, levels = coloured()
+    whole, parts = (swap_test(model(), images, levels, read_signs, 4, size) for size in (10_000, 13))
+    np.testing.assert_array_equal(whole.success, parts.success)
+    np.testing.assert_allclose(whole.images.astype(int), parts.images.astype(int), atol=1)
+
+
+def test_success_counts_pairs_that_differ_and_side_effects_pairs_that_agree():
+    a, b = torch.tensor([[0, 1], [2, 1], [0, 1], [3, 1]]), torch.tensor([[1, 1], [2, 1], [2, 1], [3, 1]])
+    readings = torch.tensor([[[1, 0], [5, 1], [0, 1], [3, 1]], [[1, 1], [2, 1], [2, 1], [3, 1]]])
+    success, side_effect, differing = score(readings, a, b)
+    np.testing.assert_array_equal(success, [[0.5, np.nan], [1.0, np.nan]])
+    np.testing.assert_array_equal(side_effect, [[0.5, 0.25], [0.0, 0.0]])
+    np.testing.assert_array_equal(differing, [2, 0])
+
+
+def test_effects_and_side_effects_are_counted_above_the_control():
+    success = np.array(
+        [[0.5, 0.9, np.nan], [0.5, 0.1, np.nan], [1, 1, 1], [0.3, 0.1, 0], [0, 0, 0], [1, 1, 1]]
+    )
+    side = np.array([[0.4, 0.2, np.nan], [0.1, 0.1, 0.1], [0, 0, 0], [0.1, 0.1, 0.1], [0, 0, 0], [0, 0, 0]])
+    rows = ("subset 1", "subset 2", "all", "none", "x_T only", "all + x_T")
+    swaps = SwapMap(rows, success, side, np.array([5, 5, 0]), np.zeros((6, 1, 1, 1, 3), np.uint8))
+    (live,) = live_subsets(swaps)
+    assert live == Live(1, 1, pytest.approx(0.8), pytest.approx(0.2))
+    assert [live.subset for live in live_subsets(swaps, threshold=0.2)] == [1, 2]
+
+
+def test_the_causal_effect_of_a_subset_is_its_share_of_what_z_changes():
+    images, _ = coloured()
+    z = images.mean(dim=(2, 3))
+    change = (z.roll(-1, dims=0) - z).square().sum(dim=0)
+    effect = causal_effect(model(choice="full"), images, seed=0, batch_size=7)
+    np.testing.assert_allclose(effect, change / change.sum(), rtol=1e-4)
+
+
+def test_a_tied_subset_is_measured_among_those_that_its_time_shows():
+    images, _ = coloured()
+    z = images.mean(dim=(2, 3))
+    change = (z.roll(-1, dims=0) - z).square().sum(dim=0)
+    effect = causal_effect(model(choice="time_tied"), images, seed=0)
+    np.testing.assert_allclose(effect, change / change.cumsum(0), rtol=1e-4)
+
+
+def test_a_decoder_that_adds_nothing_has_no_effect():
+    images, _ = coloured()
+    np.testing.assert_array_equal(causal_effect(model(gain=0.0), images, seed=0), [0, 0, 0])
+
+
+def test_own_times_lie_within_the_window_of_each_subset():
+    tied = Subsets([1, 2, 3, 4], choice="profile", boundaries=[100, 200, 600])
+    assert own_times(tied).tolist() == [49, 149, 399, 797]
+    assert set(own_times(Subsets([1, 2])).tolist()) == {300}
+
+
+def test_real_networks_are_measured_from_uint8_images_and_left_in_their_mode():
+    torch.manual_seed(0)
+    config = UNetConfig(base_channels=16, channel_mult=(1, 2), blocks=1, attention=(2,))
+    frozen, decoder = UNet(config).eval(), Decoder(config, 16, dropout=0.5)
+    for module in decoder.modules():  # zero at the start: make it do something
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, std=0.1)
+    subsets = Subsets([4, 8, 12, 16], choice="time_tied")
+    trained = DiffSiam(
+        build_encoder("resnet10", 8, 8, 16), decoder, None, frozen, Schedule(), subsets
+    ).train()
+    images = torch.randint(
+        0, 256, (6, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    effect = causal_effect(trained, images, seed=0)
+    assert effect[0] == pytest.approx(1.0, rel=1e-4)  # alone at its time, subset 1 is all of z
+    assert (effect[1:] > 0).all()
+    assert trained.decoder.training
+    assert trained.encoder.training
+    swaps = swap_test(
+        trained.eval(), images, torch.zeros(6, 2, dtype=torch.int64), lambda x: read_signs(x)[:, :2], 2
+    )
+    assert swaps.images.shape == (8, 6, 8, 8, 3)
+    assert np.isnan(swaps.success).all()
+
+
+def test_the_mode_is_restored_after_an_error():
+    module = nn.Dropout()
+
+    def fail():
+        with evaluating(module):
+            assert not module.training
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fail()
+    assert module.training

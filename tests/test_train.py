@@ -1,0 +1,140 @@
+"""Runs of engine/train.py as a user starts them: exact resume, ranks, signals, errors."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from training import ROOT, TINY, differing, environment, finish, logged, start, start_ranks, tensors, write_config
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory) -> Path:
+    """Six steps on one rank, without a stop."""
+    directory = tmp_path_factory.mktemp("straight")
+    config = write_config(directory / "tiny.json")
+    finish(start(["--config", str(config), f"run.dir={directory / 'run'}"]))
+    return directory
+
+
+def test_a_resumed_run_is_bit_identical_to_a_straight_one_and_logging_changes_nothing(straight, tmp_path):
+    arguments = ["--config", str(straight / "tiny.json"), f"run.dir={tmp_path}", "log.gradnorm_every=1"]
+    finish(start([*arguments, "train.steps=3", "log.every=2"]))
+    output = finish(start(arguments))[0]
+    assert "3 to 6" in output
+    assert differing(straight / "run", tmp_path, 6) == []
+
+
+@pytest.fixture(scope="module")
+def two_ranks(straight) -> Path:
+    """The same six steps on two ranks with ZeRO 1."""
+    run = straight / "two_ranks"
+    finish(*start_ranks(2, ["--config", str(straight / "tiny.json"), f"run.dir={run}"]))
+    return run
+
+
+def test_two_ranks_compute_what_one_rank_computes(straight, two_ranks):
+    for name in ("loss", "loss_with_g", "loss_frozen", "simsiam", "feature_std"):
+        assert logged(two_ranks, name) == pytest.approx(logged(straight / "run", name), abs=1e-4), name
+
+
+def test_two_ranks_resume_bit_identically_from_their_own_checkpoint(straight, two_ranks, tmp_path):
+    arguments = ["--config", str(straight / "tiny.json"), f"run.dir={tmp_path}"]
+    finish(*start_ranks(2, [*arguments, "train.steps=3"]))
+    finish(*start_ranks(2, arguments))
+    assert differing(two_ranks, tmp_path, 6) == []
+
+
+def test_a_checkpoint_of_two_ranks_resumes_on_one(straight, two_ranks, tmp_path):
+    arguments = ["--config", str(straight / "tiny.json"), f"run.dir={tmp_path}"]
+    finish(*start_ranks(2, [*arguments, "train.steps=3"]))
+    finish(start(arguments))
+    one, two = tensors(tmp_path, 6), tensors(two_ranks, 6)
+    assert one.keys() == two.keys()
+    # Adam's first steps are signs of gradients: where one is near 0, the order of a sum decides which.
+    assert max((one[name].float() - two[name].float()).abs().max().item() for name in one) < 2e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_zero_stages_two_and_three_resume_bit_identically(straight, tmp_path, stage):
+    arguments = ["--config", str(straight / "tiny.json"), f"parallel.zero={stage}", "train.steps=4", "log.save_every=2"]
+    finish(*start_ranks(2, [*arguments, f"run.dir={tmp_path / 'straight'}"]))
+    finish(*start_ranks(2, [*arguments, f"run.dir={tmp_path / 'resumed'}", "train.steps=2"]))
+    finish(*start_ranks(2, [*arguments, f"run.dir={tmp_path / 'resumed'}"]))
+    assert differing(tmp_path / "straight", tmp_path / "resumed", 4) == []
+
+
+def test_sigterm_saves_and_leaves_and_the_run_goes_on_as_if_nothing_had_happened(straight, tmp_path):
+    arguments = ["--config", str(straight / "tiny.json"), f"run.dir={tmp_path}", "log.save_every=100"]
+    process = start([*arguments, "train.steps=100000"])
+    metrics = tmp_path / "metrics.jsonl"
+    until = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text().strip()) and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output = finish(process)[0]
+    assert "run the same command to go on" in output
+    step = max(int(path.name.removeprefix("step_")) for path in (tmp_path / "checkpoints").iterdir())
+    finish(start([*arguments, f"train.steps={step + 1}"]))
+    reference = tmp_path / "reference"
+    finish(start([*arguments, f"run.dir={reference}", f"train.steps={step + 1}"]))
+    assert differing(tmp_path, reference, step + 1) == []
+
+
+def test_the_deepspeed_launcher_runs_it_on_two_ranks(straight, tmp_path):
+    launcher = Path(sys.executable).with_name("deepspeed")
+    arguments = ["--config", str(straight / "tiny.json"), f"run.dir={tmp_path}", "train.steps=2"]
+    command = [str(launcher), "--quiet", "--num_gpus", "2", "--master_port", "29731", "engine/train.py", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "2 ranks, ZeRO 1" in done.stdout
+    assert tensors(tmp_path, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--config", "configs/quickstart.json", "train.stpes=5"], ["train.stpes", "train.steps"]),
+        (["--config", "configs/bedroom.json"], ["data.path", "frozen.weights", "quickstart.json"]),
+        (["--config", "configs/nothing.json"], ["nothing.json", "configs/"]),
+        (["--config", "configs/quickstart.json", "subsets.n=7"], ["subsets.n", "7"]),
+    ],
+)
+def test_bad_input_ends_at_once_in_one_line_with_exit_code_two(arguments, said):
+    began = time.monotonic()
+    process = start(arguments)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 2
+    assert time.monotonic() - began < 5
+    assert len(output.strip().splitlines()) == 1
+    assert "Traceback" not in output
+    for words in said:
+        assert words in output
+
+
+def test_a_run_refuses_to_go_on_with_another_model(straight):
+    process = start(["--config", str(straight / "tiny.json"), f"run.dir={straight / 'run'}", "encoder.dim=128"])
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 2
+    assert "encoder.dim: 64 -> 128" in output
+
+
+def test_a_pretrained_diffusion_model_becomes_the_frozen_model_of_a_run(tmp_path):
+    pretraining = {key: value for key, value in TINY.items() if key in ("data", "train", "log")}
+    architecture = {key: value for key, value in TINY["frozen"].items() if key != "weights"}
+    values = pretraining | {"task": "diffusion", "frozen": architecture}
+    arguments = ["--config", str(write_config(tmp_path / "dm.json", values)), f"run.dir={tmp_path / 'dm'}", "train.steps=2"]
+    finish(start([*arguments, "log.grid_every=2"]))
+    assert (tmp_path / "dm" / "grids" / "step_00000002.png").exists()
+    config = write_config(tmp_path / "tiny.json")
+    weights = f"frozen.weights={tmp_path / 'dm' / 'unet.safetensors'}"
+    finish(start(["--config", str(config), weights, f"run.dir={tmp_path / 'run'}", "train.steps=1"]))
+    process = start(["--config", str(config), weights, f"run.dir={tmp_path / 'other'}", "frozen.blocks=2"])
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 2
+    assert "blocks = 1" in output
