@@ -36,7 +36,7 @@ class DataConfig(Section):
     """The training images."""
 
     source: Literal["rooms", "folder"] = "folder"
-    """"folder": image files (or an LMDB) at `path`; "rooms": procedural bedrooms, drawn from `seed`, with
+    """"folder": JPEG, PNG, WebP or BMP files at `path`; "rooms": procedural bedrooms, drawn from `seed`, with
     known factors."""
     path: str | None = None
     """Folder of images, for source "folder"."""
@@ -229,10 +229,10 @@ class ParallelConfig(Section):
 
 
 class KernelsConfig(Section):
-    """The fused kernels."""
+    """The operations that the step is made of."""
 
     backend: Literal["auto", "reference"] = "auto"
-    """"auto": Triton on CUDA, else the PyTorch reference; "reference": the PyTorch reference everywhere."""
+    """"auto": the fastest there is, which is printed; "reference": the PyTorch reference."""
 
 
 class LogConfig(Section):

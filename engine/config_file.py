@@ -283,12 +283,12 @@ def _without(missing: list[tuple[str, str]]) -> str:
 
 
 def _builtins() -> list[str]:
-    return [BUILTIN + file.stem for file in sorted(ASSETS.glob("*.safetensors"))]
+    return [BUILTIN + file.stem for file in sorted(ASSETS.glob("rooms*.safetensors"))]
 
 
 def _require_builtin(weights: str, origins: Origins) -> None:
     shipped = _builtins()
-    if shipped and weights not in shipped:
+    if weights not in shipped:
         near = difflib.get_close_matches(weights, shipped, n=1) or shipped
         where = origins.where("frozen.weights")
         raise UsageError(f"{where}: frozen.weights: no shipped model {weights}; there is {', '.join(near)}")

@@ -96,6 +96,6 @@ def uniform_np(seed: int, positions: np.ndarray, count: int, stream: int) -> np.
     c0 = np.broadcast_to(np.arange(quads, dtype=np.int64), (len(p), quads))
     c1, c2 = np.broadcast_to(p & MASK, c0.shape), np.broadcast_to(p >> 32 & MASK, c0.shape)
     out = _rounds(c0, c1, c2, np.full_like(c0, stream), *seed_key(seed))
-    word = np.stack(out, axis=-1).reshape(len(p), -1)[:, :count]
+    word = np.stack(out, axis=-1).reshape(len(p), 4 * quads)[:, :count]
     signed = np.where(word > 0x7FFFFFFF, word - (1 << 32), word)
     return np.where(signed < 0, -signed - 1, signed).astype(np.float32) * np.float32(UNIFORM_SCALE)

@@ -1,4 +1,4 @@
-"""What every test runs under: one thread, one seed, and networks whose zero-initialised layers have come alive."""
+"""What every test runs under: one thread, one seed, and networks whose zero-initialised layers came alive."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def one_thread_and_one_seed():
 
 @pytest.fixture(scope="session")
 def awaken():
-    """Give every parameter a random value: a fresh network's zero output layers would hide whatever is behind them."""
+    """Give every parameter a random value: zero output layers of a fresh network hide what is behind them."""
 
     def awaken(module: nn.Module, seed: int = 0) -> nn.Module:
         generator = torch.Generator().manual_seed(seed)

@@ -1,6 +1,6 @@
-"""The U-Net of guided diffusion and PDAE's gradient estimator, restated from state dicts with elementary operations in float64.
+"""The U-Net of guided diffusion and PDAE's gradient estimator, restated as functions of a state dict.
 
-An oracle for tests: no module, no fused call, one head and one sample's group at a time where that is clearer.
+An oracle for tests, in float64 and elementary operations: no module, no fused call, one head at a time.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def double(x: Tensor) -> Tensor:
     return x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
 
 
-def res_block(state: State, name: str, x: Tensor, time: Tensor, z: Tensor | None = None, resample=None) -> Tensor:
+def res_block(
+    state: State, name: str, x: Tensor, time: Tensor, z: Tensor | None = None, resample=None
+) -> Tensor:
     """h = GN(conv(SiLU(GN(x)))) modulated by t, then by z; SiLU, conv, + skip."""
     h = silu(norm(state, f"{name}.in_layers.0", x))
     if resample is not None:
@@ -79,11 +81,16 @@ def attention(state: State, name: str, x: Tensor, heads: int, new_order: bool = 
             q, k, v = (qkv[image, start : start + size] for start in starts)
             attend = torch.softmax(q.T @ k / math.sqrt(size), dim=1)
             mixed[image, head * size : (head + 1) * size] = (attend @ v.T).T
-    out = state[f"{name}.proj_out.weight"].double()[:, :, 0] @ mixed + state[f"{name}.proj_out.bias"].double()[:, None]
+    out = (
+        state[f"{name}.proj_out.weight"].double()[:, :, 0] @ mixed
+        + state[f"{name}.proj_out.bias"].double()[:, None]
+    )
     return x + out.view(batch, channels, height, width)
 
 
-def encode(state: State, levels: int, blocks: int, heads: int, x: Tensor, t: Tensor) -> tuple[list[Tensor], Tensor]:
+def encode(
+    state: State, levels: int, blocks: int, heads: int, x: Tensor, t: Tensor
+) -> tuple[list[Tensor], Tensor]:
     """Outputs of all input blocks, finest first, and the time embedding."""
     half = state["time_embed.0.weight"].shape[1] // 2
     angle = t[:, None].double() * torch.exp(-math.log(10000) * torch.arange(half).double() / half)
@@ -101,7 +108,13 @@ def encode(state: State, levels: int, blocks: int, heads: int, x: Tensor, t: Ten
 
 
 def decode(
-    state: State, levels: int, blocks: int, heads: int, skips: list[Tensor], time: Tensor, z: Tensor | None = None
+    state: State,
+    levels: int,
+    blocks: int,
+    heads: int,
+    skips: list[Tensor],
+    time: Tensor,
+    z: Tensor | None = None,
 ) -> Tensor:
     """eps_theta, or G where the embedding ``z`` of z_bar is given, from the encoder's features."""
     prefix = "" if z is None else "shift_"

@@ -48,7 +48,9 @@ def z_bar() -> torch.Tensor:
     ],
     ids=["128", "64", "cifar"],
 )
-def test_the_published_sizes_hold_part_by_part_and_together_with_the_frozen_half(config, sizes, total, tensors):
+def test_the_published_sizes_hold_part_by_part_and_together_with_the_frozen_half(
+    config, sizes, total, tensors
+):
     frozen, decoder = on_meta(config)
     found = {name: sum(p.numel() for p in part.parameters()) for name, part in decoder.named_children()}
     assert found == dict(zip(PARTS, sizes, strict=True))
@@ -65,13 +67,19 @@ def test_its_keys_add_to_the_frozen_ones_the_four_published_prefixes():
 
 def test_its_blocks_mirror_the_frozen_ones_and_add_the_z_layers():
     frozen, decoder = (module.state_dict() for module in on_meta(DIFFAE_128))
-    shapes = {key.removeprefix("shift_"): value.shape for key, value in decoder.items() if key.startswith("shift_")}
+    shapes = {
+        key.removeprefix("shift_"): value.shape for key, value in decoder.items() if key.startswith("shift_")
+    }
     mirrored = {
-        key: value.shape for key, value in frozen.items() if key.startswith(("middle_block.", "output_blocks.", "out."))
+        key: value.shape
+        for key, value in frozen.items()
+        if key.startswith(("middle_block.", "output_blocks.", "out."))
     }
     added = {key: shape for key, shape in shapes.items() if key not in mirrored}
     assert {key: shapes[key] for key in mirrored} == mirrored
-    assert added == {key.replace("emb_layers", "emb_z_layers"): mirrored[key] for key in mirrored if "emb_layers" in key}
+    assert added == {
+        key.replace("emb_layers", "emb_z_layers"): mirrored[key] for key in mirrored if "emb_layers" in key
+    }
 
 
 def test_it_is_its_formula(awaken, frozen, features, z_bar):

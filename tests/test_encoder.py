@@ -1,4 +1,4 @@
-"""Encoders: the published tensors, torchvision's function for the ResNets, and features that depend on nothing but the image."""
+"""Encoders have the published tensors and functions, and features depend on nothing but the image."""
 
 import pytest
 import torch
@@ -85,7 +85,9 @@ def test_a_narrow_resnet_has_stages_of_its_own_widths():
 def test_the_residual_branches_of_a_new_resnet_are_silent(arch):
     encoder = ResNet(arch, width=4, dim=32)
     last = "bn2" if arch == "resnet10" else "bn3"
-    norms = {name: m for name, m in encoder.named_modules() if isinstance(m, nn.BatchNorm2d) and "layer" in name}
+    norms = {
+        name: m for name, m in encoder.named_modules() if isinstance(m, nn.BatchNorm2d) and "layer" in name
+    }
     silent = {name for name, norm in norms.items() if not norm.weight.any()}
     assert silent == {name for name in norms if name.endswith(last)}
 
@@ -96,7 +98,7 @@ def test_convolutions_start_with_the_variance_of_their_fan_out():
 
 
 class TestPDAEEncoder:
-    # (convolution, output channels) ..., norms, attention block and linear layer, by index in the published sequence.
+    # By index in the published sequence: convolutions and their widths, norms, attention block, linear layer.
     LAYERS = {
         64: ({0: 64, 3: 128, 7: 128, 10: 128}, (1, 5, 8, 11), 4, 14),
         128: ({0: 64, 3: 128, 6: 256, 10: 256, 13: 256}, (1, 4, 8, 11, 14), 7, 17),
@@ -107,7 +109,12 @@ class TestPDAEEncoder:
         convolutions, norms, attention, linear = self.LAYERS[px]
         with torch.device("meta"):
             state = PDAEEncoder(px).state_dict()
-        named = [*convolutions, *norms, linear, *(f"{attention}.{part}" for part in ("norm", "qkv", "proj_out"))]
+        named = [
+            *convolutions,
+            *norms,
+            linear,
+            *(f"{attention}.{part}" for part in ("norm", "qkv", "proj_out")),
+        ]
         assert set(state) == {f"{name}.{parameter}" for name in named for parameter in ("weight", "bias")}
         assert {i: state[f"{i}.weight"].shape[0] for i in convolutions} == convolutions
         assert state[f"{linear}.weight"].shape == (512, convolutions[max(convolutions)] * 4 * 4)

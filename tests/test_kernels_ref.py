@@ -84,7 +84,12 @@ class TestReconLoss:
         eps_theta, g, target, shift, weight, snr = (part.double() for part in parts)
         with_g = (target - (eps_theta + shift * g)).square().mean((1, 2, 3))
         without = (target - eps_theta).square().mean((1, 2, 3))
-        expected = (weight.flatten() * with_g, weight.flatten() * without, with_g / snr.flatten(), without / snr.flatten())
+        expected = (
+            weight.flatten() * with_g,
+            weight.flatten() * without,
+            with_g / snr.flatten(),
+            without / snr.flatten(),
+        )
         for found, formula in zip(recon_loss(*parts), expected, strict=True):
             assert found.dtype == torch.float32
             assert torch.allclose(found.double(), formula, rtol=1e-5)

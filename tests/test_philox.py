@@ -117,7 +117,9 @@ def test_no_normal_is_infinite(monkeypatch):
 def test_normals_are_cosine_and_sine_of_the_words_in_pairs():
     u = uniform(3, FAR, 4, 1).double()
     radius = (-2 * u[:, 0::2].log()).sqrt()
-    expected = torch.stack((radius * (2 * torch.pi * u[:, 1::2]).cos(), radius * (2 * torch.pi * u[:, 1::2]).sin()), -1)
+    expected = torch.stack(
+        (radius * (2 * torch.pi * u[:, 1::2]).cos(), radius * (2 * torch.pi * u[:, 1::2]).sin()), -1
+    )
     assert torch.allclose(normal(3, FAR, 4, 1).double(), expected.flatten(1), atol=2e-6)
 
 

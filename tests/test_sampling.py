@@ -96,19 +96,27 @@ class TestMoves:
 
 
 class TestTheExactGaussianModel:
-    def test_inversion_arrives_where_the_flow_does_more_precisely_with_more_moves(self, schedule, gaussian, images):
+    def test_inversion_arrives_where_the_flow_does_more_precisely_with_more_moves(
+        self, schedule, gaussian, images
+    ):
         exact = images * deviation(schedule, 999) / deviation(schedule, 0)
-        errors = [(invert(images, gaussian, schedule, moves) - exact).abs().max() for moves in (25, 100, 1000)]
+        errors = [
+            (invert(images, gaussian, schedule, moves) - exact).abs().max() for moves in (25, 100, 1000)
+        ]
         assert errors[0] > 2 * errors[1] > 4 * errors[2]
         assert errors[2] < 0.02
 
-    def test_sampling_arrives_where_the_flow_does_more_precisely_with_more_moves(self, schedule, gaussian, images):
+    def test_sampling_arrives_where_the_flow_does_more_precisely_with_more_moves(
+        self, schedule, gaussian, images
+    ):
         x_T = images * deviation(schedule, 999) / deviation(schedule, 0)
         errors = [(sample(x_T, gaussian, schedule, moves) - images).abs().max() for moves in (25, 100, 1000)]
         assert errors[0] > 2 * errors[1] > 4 * errors[2]
         assert errors[2] < 0.005
 
-    def test_an_image_comes_back_from_its_inversion_more_precisely_with_more_moves(self, schedule, gaussian, images):
+    def test_an_image_comes_back_from_its_inversion_more_precisely_with_more_moves(
+        self, schedule, gaussian, images
+    ):
         errors = []
         for moves in (25, 100, 1000):
             back = sample(invert(images, gaussian, schedule, moves), gaussian, schedule, moves)
@@ -132,7 +140,9 @@ class TestGuidance:
     def test_the_coefficient_is_that_of_sampling_or_of_training(self, schedule, networks, x, coefficient):
         frozen, decoder = networks
         a, before = schedule.alpha_bar[self.T], schedule.alpha_bar_prev[self.T]
-        c = {"ddim": -(1 - a).sqrt(), "train": -(a / before).sqrt() * (1 - before) / (1 - a).sqrt()}[coefficient]
+        c = {"ddim": -(1 - a).sqrt(), "train": -(a / before).sqrt() * (1 - before) / (1 - a).sqrt()}[
+            coefficient
+        ]
         z = torch.randn(2, 8)
         with torch.no_grad():
             found = guided(frozen, decoder, schedule, Subsets([2, 8]), z, coefficient)(x, self.T)
@@ -148,14 +158,18 @@ class TestGuidance:
         assert torch.equal(default, ddim)
         assert not torch.equal(default, train)
 
-    @pytest.mark.parametrize(("choice", "hides"), [("time_tied", True), ("profile", True), ("random", False), ("full", False)])
+    @pytest.mark.parametrize(
+        ("choice", "hides"), [("time_tied", True), ("profile", True), ("random", False), ("full", False)]
+    )
     def test_a_time_sees_the_subsets_it_was_trained_with(self, schedule, networks, x, choice, hides):
         subsets = Subsets([2, 8], choice, boundaries=[500])
         z = torch.randn(2, 8)
         other = z.clone()
         other[:, 2:] += 1  # another second subset
         with torch.no_grad():
-            before, after = (guided(*networks, schedule, subsets, value, "ddim")(x, self.T) for value in (z, other))
+            before, after = (
+                guided(*networks, schedule, subsets, value, "ddim")(x, self.T) for value in (z, other)
+            )
         assert not torch.equal(before[0], after[0])  # at t = 999 both subsets count
         assert torch.equal(before[1], after[1]) is hides  # at t = 400 a tied model has the first alone
 

@@ -87,7 +87,9 @@ def test_the_gradient_is_that_of_predictions_against_fixed_targets(head, views):
     p_1, p_2 = (head.predictor(head.projector(z)) for z in views)
     upstream = torch.randn(8)
     inputs = [*views, *head.parameters()]
-    expected = torch.autograd.grad((minus_cosine(p_1, fixed_2) + minus_cosine(p_2, fixed_1)) / 2, inputs, upstream)
+    expected = torch.autograd.grad(
+        (minus_cosine(p_1, fixed_2) + minus_cosine(p_2, fixed_1)) / 2, inputs, upstream
+    )
     found = torch.autograd.grad(head(*views), inputs, upstream)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found, expected, strict=True))
 

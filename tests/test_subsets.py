@@ -24,11 +24,16 @@ class TestSplits:
 
     def test_the_staged_split_is_diti_s(self):
         sizes = [2, 2, 2, 4, 8, 8, 9, *[25] * 12, 27, *[8] * 11, 12, *[1] * 31, 19]
-        assert staged_ends(64, 1000, [50, 100, 300, 500, 1000], [10, 25, 327, 100, 50]) == list(accumulate(sizes))
+        assert staged_ends(64, 1000, [50, 100, 300, 500, 1000], [10, 25, 327, 100, 50]) == list(
+            accumulate(sizes)
+        )
 
     @pytest.mark.parametrize(
         ("stages", "dims", "message"),
-        [([50, 1000], [3, 509], r"stage 0 \(ends at t = 50\) has 4 subsets and 3 dims"), ([1, 2, 1000], [8, 8, 496], "0 subsets")],
+        [
+            ([50, 1000], [3, 509], r"stage 0 \(ends at t = 50\) has 4 subsets and 3 dims"),
+            ([1, 2, 1000], [8, 8, 496], "0 subsets"),
+        ],
     )
     def test_a_stage_without_subsets_or_with_too_few_dimensions_is_refused(self, stages, dims, message):
         with pytest.raises(ValueError, match=message):
@@ -64,7 +69,9 @@ class TestTimesOfSubsets:
         t = torch.tensor([0, 9, 10, 19, 20, 499, 500, 999])
         assert subsets.at_time(t).tolist() == [1, 1, 2, 2, 3, 3, 4, 4]
 
-    @pytest.mark.parametrize(("choice", "tied"), [("random", False), ("full", False), ("time_tied", True), ("profile", True)])
+    @pytest.mark.parametrize(
+        ("choice", "tied"), [("random", False), ("full", False), ("time_tied", True), ("profile", True)]
+    )
     def test_where_t_does_not_determine_k_a_sampler_may_use_all_subsets(self, choice, tied):
         subsets = Subsets(SMALL, choice, boundaries=[10, 20, 500])
         assert subsets.tied is tied
@@ -100,7 +107,9 @@ class TestDraws:
         assert torch.equal(draw.level - draw.t, draw.k if jump else torch.zeros_like(draw.k))
 
     def test_with_the_whole_z_the_length_of_the_jump_stays_random(self):
-        whole, random = (Subsets(SMALL, choice, steps=20).draw(0, self.POSITIONS) for choice in ("full", "random"))
+        whole, random = (
+            Subsets(SMALL, choice, steps=20).draw(0, self.POSITIONS) for choice in ("full", "random")
+        )
         assert (whole.k == 4).all()
         assert torch.equal(whole.level, random.level)
 
@@ -157,4 +166,6 @@ class TestProfileBoundaries:
         error = np.linspace(0.01, 1, 100)
         dented = error.copy()
         dented[40] = 0.02
-        assert profile_boundaries(self.TIMES, dented, 4) == pytest.approx(profile_boundaries(self.TIMES, error, 4), abs=11)
+        assert profile_boundaries(self.TIMES, dented, 4) == pytest.approx(
+            profile_boundaries(self.TIMES, error, 4), abs=11
+        )

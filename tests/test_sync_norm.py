@@ -13,10 +13,14 @@ OFFSET = 300.0  # a mean this large would drown the variance in E[x^2] - E[x]^2
 
 
 def network() -> nn.Module:
-    """Batch norm of maps and of vectors, one after the other, with weights and momenta that are not the defaults."""
+    """Batch norm of maps and of vectors, one after the other, with parameters that are not the defaults."""
     torch.manual_seed(3)
     module = nn.Sequential(
-        nn.BatchNorm2d(3, momentum=0.2), nn.ReLU(), nn.Flatten(), nn.Linear(12, 5), nn.BatchNorm1d(5, eps=1e-2)
+        nn.BatchNorm2d(3, momentum=0.2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(12, 5),
+        nn.BatchNorm1d(5, eps=1e-2),
     )
     for norm in (module[0], module[4]):
         nn.init.normal_(norm.weight)

@@ -18,7 +18,7 @@ SHIFTDDPM_CIFAR = UNetConfig(128, (1, 2, 2, 2), blocks=2, attention=(2,), heads=
 TINY = UNetConfig(8, (1, 2, 3), blocks=2, attention=(2, 4), heads=4)
 TIMES = torch.tensor([5, 70])
 
-# Channels in and out of every residual block of the 128-px model's way up, * with attention, ^ with upsampling.
+# Channels of every residual block of the 128-px model's way up; * with attention, ^ with upsampling.
 WAY_UP_128 = (
     "1024>512 1024>512 896>512^ 896>384* 768>384* 640>384*^ 640>256 512>256 384>256^ "
     "384>128 256>128 256>128^ 256>128 256>128 256>128"
@@ -171,7 +171,8 @@ def test_the_attention_routine_is_named_and_can_be_replaced(awaken):
 
 
 @pytest.mark.parametrize(
-    "config", [TINY, replace(TINY, blocks=1, attention=(), embedding=20), replace(TINY, base_channels=64, blocks=1)]
+    "config",
+    [TINY, replace(TINY, blocks=1, attention=(), embedding=20), replace(TINY, base_channels=64, blocks=1)],
 )
 def test_the_whole_network_is_its_formula(awaken, config):
     unet = awaken(UNet(config)).eval()
@@ -195,7 +196,9 @@ def test_the_variance_channels_of_a_learned_sigma_are_dropped(awaken):
     plain = UNet(TINY).eval()
     state = unet.state_dict()
     assert state["out.2.weight"].shape[0] == 6
-    plain.load_state_dict({key: value[:3] if key.startswith("out.2.") else value for key, value in state.items()})
+    plain.load_state_dict(
+        {key: value[:3] if key.startswith("out.2.") else value for key, value in state.items()}
+    )
     x = torch.randn(2, 3, 8, 8)
     assert unet(x, TIMES).shape == x.shape
     assert torch.allclose(unet(x, TIMES), plain(x, TIMES), atol=1e-6)

@@ -12,7 +12,7 @@ import numpy as np
 
 from diffsiam.evaluation.swap import ALL, Live, SwapMap
 
-PROBE_GAIN = 0.15
+PROBE_GAIN = 0.1
 ALL_SUCCESS, ALL_FACTORS = 0.8, 4
 LARGEST_SIDE_EFFECT = 0.25
 DISTINCT_FACTORS = 2

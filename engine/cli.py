@@ -1,0 +1,158 @@
+"""The command line: ``diffsiam <command>``.
+
+Commands import what they need when they run, so that help and usage errors are answered at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from engine.errors import CheckpointError, DataError, NumericsError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+ROWS_OF_ROOMS = 2  # on the sheet, above the rows of single factors
+
+
+class Commands(TyperGroup):
+    """Commands whose errors are one line on standard error and an exit code of their own."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (UsageError, CheckpointError, DataError, NumericsError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(error.exit_code) from None
+
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+config_app = typer.Typer(no_args_is_help=True, help="Look at configs.")
+app.add_typer(config_app, name="config")
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="Keys to override.")]
+
+
+@app.callback()
+def about() -> None:
+    """DiffSiam: image representations, fine to coarse, from what a frozen diffusion model loses."""
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Option(help="JSON file, such as configs/quickstart.json.")],
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would run and what it costs, and stop.")
+    ] = False,
+) -> None:
+    """Train on one rank; the same as engine/train.py, which the deepspeed launcher starts on several."""
+    from engine.train import main as run
+
+    arguments = ["--config", str(config), *(overrides or []), *(["--dry-run"] if dry_run else [])]
+    raise typer.Exit(run(arguments))
+
+
+@app.command()
+def rooms(
+    px: Annotated[int, typer.Option(help="Side of an image in pixels, 16 to 128.")] = 64,
+    out: Annotated[Path, typer.Option(help="Where to write the sheet.")] = Path("rooms.png"),
+    seed: Annotated[int, typer.Option(help="Of the rooms drawn.")] = 0,
+) -> None:
+    """The factors of the procedural rooms with their measured granularity, and a sheet that shows them."""
+    from engine import screen
+    from engine.data.rooms import FACTORS, granularity
+    from engine.sheet import save
+
+    change = granularity(px, seed=seed)
+    rows = [[f.name, f.granularity, f"{change[f.name]:.2e}", ", ".join(f.values)] for f in FACTORS]
+    columns = ["factor", "designed as", "mean squared change of a pixel", "values"]
+    screen.table(columns, rows, f"rooms of {px} px, pixels in [0, 1]")
+    screen.line(f"written: {save(rooms_sheet(px, seed), out)}")
+
+
+@config_app.command()
+def show(
+    config: Annotated[Path, typer.Argument(help="JSON file.")],
+    overrides: Overrides = None,
+) -> None:
+    """Print every effective value: defaults, method, file and overrides together."""
+    from engine.config_file import dump, load
+
+    print(dump(load(config, overrides or [])), end="")
+
+
+@config_app.command()
+def explain(
+    key: Annotated[
+        str | None, typer.Argument(help="Such as subsets.choice, or a section; none: all sections.")
+    ] = None,
+) -> None:
+    """Say what a key means, what it may be and what it is by default."""
+    from engine import screen
+    from engine.config_explain import explain as entries
+
+    found = entries(key)
+    if len(found) == 1:
+        entry = found[0]
+        rows = [("type", entry.type), ("default", entry.default), ("", entry.description)]
+        screen.block(rows, entry.key)
+        return
+    section, title = (found[1:], f"{key}: {found[0].description}") if key else (found, "")
+    if title:
+        screen.line(title)
+    screen.table(
+        ["key", "type", "default", ""],
+        [[entry.key, entry.type, entry.default, entry.description] for entry in section],
+    )
+
+
+def rooms_sheet(px: int, seed: int) -> Image.Image:
+    """Rooms of ``seed``, then one row per factor: the first room with that factor at each of its values.
+
+    The values which that room has itself are framed.
+
+    Raises:
+        UsageError: for a size that cannot be drawn.
+    """
+    import numpy as np
+
+    from engine.data.rooms import FACTORS, LEVELS, Rooms
+    from engine.sheet import sheet
+
+    columns = int(LEVELS.max())
+    drawn = Rooms(px, seed, count=ROWS_OF_ROOMS * columns)
+    images = drawn.images(np.arange(len(drawn))).reshape(ROWS_OF_ROOMS, columns, px, px, 3)
+    first = drawn.factors(np.array([0]))[0]
+    factor_rows = [factor_row(first, index, px, columns) for index in range(len(FACTORS))]
+    names = ["rooms", *[""] * (ROWS_OF_ROOMS - 1), *(factor.name for factor in FACTORS)]
+    own = [(ROWS_OF_ROOMS + index, int(level)) for index, level in enumerate(first)]
+    return sheet(np.concatenate((images, factor_rows)), names, framed=[(0, 0), *own])
+
+
+def factor_row(room: np.ndarray, factor: int, px: int, columns: int) -> np.ndarray:
+    """A room's levels (12,) -> it at every value of one factor, white beyond, uint8 (columns, px, px, 3)."""
+    import numpy as np
+
+    from engine.data.rooms import LEVELS, render
+
+    levels = np.tile(room, (LEVELS[factor], 1))
+    levels[:, factor] = np.arange(LEVELS[factor])
+    row = np.full((columns, px, px, 3), 255, np.uint8)
+    row[: len(levels)] = render(levels, px)
+    return row
+
+
+def main() -> None:
+    """The ``diffsiam`` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
