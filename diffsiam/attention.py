@@ -14,7 +14,9 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v (B, heads, tokens
 
 
 def attend_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(c)) v by torch's scaled_dot_product_attention (flash or cuDNN on CUDA, math on CPU)."""
+    """softmax(q k^T / sqrt(c)) v by torch's scaled_dot_product_attention (flash or cuDNN on CUDA, math on
+    CPU).
+    """
     return F.scaled_dot_product_attention(q, k, v)
 
 
@@ -27,7 +29,9 @@ def attend_xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def choose_attention(device: torch.device, dtype: torch.dtype) -> tuple[Attend, str]:
-    """xformers on CUDA where a trial call works there, torch's SDPA otherwise; returns the routine and the reason."""
+    """xformers on CUDA where a trial call works there, torch's SDPA otherwise; returns the routine and the
+    reason.
+    """
     if device.type != "cuda":
         return attend_sdpa, f"torch SDPA (xformers has no {device.type} operator)"
     try:
@@ -51,7 +55,8 @@ class AttentionBlock(nn.Module):
     Args:
         channels: C.
         heads: number of heads, divides C.
-        new_order: channel order of ``qkv``: False = [q, k, v] within each head, True = heads within each of q, k, v. One head: the same.
+        new_order: channel order of ``qkv``: False = [q, k, v] within each head, True = heads within each of
+            q, k, v. One head: the same.
     """
 
     def __init__(self, channels: int, heads: int = 1, new_order: bool = False):

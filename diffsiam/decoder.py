@@ -1,4 +1,6 @@
-"""The trainable decoder g_phi: PDAE's gradient estimator on top of the frozen encoder (arXiv 2212.12990, section 4.2)."""
+"""The trainable decoder g_phi: PDAE's gradient estimator on top of the frozen encoder (arXiv 2212.12990,
+section 4.2).
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,11 @@ from diffsiam.unet import (
 
 
 class Decoder(nn.Module):
-    """G(x_t, z_bar, t), an image-shaped estimate of grad log p(z_bar | x_t), which is exactly 0 at the start (zero output conv).
+    """G(x_t, z_bar, t), an image-shaped estimate of grad log p(z_bar | x_t), which is exactly 0 at the start
+    (zero output conv).
 
-    It mirrors the frozen U-Net's middle and output blocks, reads the frozen encoder's skips and time embedding, and modulates every
-    residual block by z after t.
+    It mirrors the frozen U-Net's middle and output blocks, reads the frozen encoder's skips and time
+    embedding, and modulates every residual block by z after t.
 
     Args:
         config: architecture of the frozen U-Net.
@@ -41,7 +44,9 @@ class Decoder(nn.Module):
         return self.shift_out(run_output_blocks(self.shift_output_blocks, h, features, z))
 
     def start_from(self, frozen: UNet) -> None:
-        """Copy the frozen middle and output blocks (``decoder.init = frozen``); the z layers and the zero output conv stay as they are."""
+        """Copy the frozen middle and output blocks (``decoder.init = frozen``); the z layers and the zero
+        output conv stay as they are.
+        """
         self.shift_middle_block.load_state_dict(frozen.middle_block.state_dict(), strict=False)
         self.shift_output_blocks.load_state_dict(frozen.output_blocks.state_dict(), strict=False)
         self.shift_out[0].load_state_dict(frozen.out[0].state_dict())

@@ -1,6 +1,7 @@
 """Encoders f: clean image in [-1, 1] -> z (B, d).
 
-ResNets use the CIFAR stem (3x3, stride 1, no max-pool) at every resolution; the other encoder is PDAE's convolutional one.
+ResNets use the CIFAR stem (3x3, stride 1, no max-pool) at every resolution; the other encoder is PDAE's
+convolutional one.
 """
 
 from __future__ import annotations
@@ -11,7 +12,11 @@ from torch import Tensor, nn
 
 from diffsiam.attention import AttentionBlock
 
-RESNETS = {"resnet10": ("basic", (1, 1, 1, 1)), "resnet18": ("basic", (2, 2, 2, 2)), "resnet50": ("bottleneck", (3, 4, 6, 3))}
+RESNETS = {
+    "resnet10": ("basic", (1, 1, 1, 1)),
+    "resnet18": ("basic", (2, 2, 2, 2)),
+    "resnet50": ("bottleneck", (3, 4, 6, 3)),
+}
 
 
 def _conv(c_in: int, c_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
@@ -61,7 +66,8 @@ def _shortcut(c_in: int, c_out: int, stride: int) -> nn.Module:
 
 
 class ResNet(nn.Module):
-    """CIFAR-style ResNet with four stages of widths w, 2w, 4w, 8w and strides 1, 2, 2, 2, then global average pooling.
+    """CIFAR-style ResNet with four stages of widths w, 2w, 4w, 8w and strides 1, 2, 2, 2, then global average
+    pooling.
 
     Args:
         arch: "resnet10", "resnet18" or "resnet50".
@@ -95,7 +101,8 @@ class ResNet(nn.Module):
 
 
 class PDAEEncoder(nn.Sequential):
-    """PDAE's semantic encoder: stride-2 convolutions down to 4 px with one attention block, then a linear layer; no batch norm.
+    """PDAE's semantic encoder: stride-2 convolutions down to 4 px with one attention block, then a linear
+    layer; no batch norm.
 
     Args:
         px: 64 or 128.
@@ -120,7 +127,12 @@ class PDAEEncoder(nn.Sequential):
             channels, size = width, size // 2
             if size == self.ATTENTION_PX:
                 layers.append(AttentionBlock(channels, heads=4))
-        layers += [nn.GroupNorm(32, channels), nn.SiLU(), nn.Flatten(), nn.Linear(channels * size * size, dim)]
+        layers += [
+            nn.GroupNorm(32, channels),
+            nn.SiLU(),
+            nn.Flatten(),
+            nn.Linear(channels * size * size, dim),
+        ]
         super().__init__(*layers)
 
 
@@ -130,7 +142,9 @@ def build_encoder(arch: str, px: int, width: int = 64, dim: int = 512) -> nn.Mod
 
 
 def encode_images(encoder: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:
-    """z of float images (N, 3, H, W), in eval mode and batches, (N, d) float32; the encoder's mode is restored."""
+    """z of float images (N, 3, H, W), in eval mode and batches, (N, d) float32; the encoder's mode is
+    restored.
+    """
     training = encoder.training
     encoder.eval()
     with torch.no_grad():

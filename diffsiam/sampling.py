@@ -16,7 +16,9 @@ Predict = Callable[[Tensor, Tensor], Tensor]  # x (B, 3, H, W), t (B,) -> eps_ha
 
 
 def ddim_times(steps: int, moves: int) -> list[int]:
-    """Kept times of ``moves`` DDIM moves, ascending from 0 to T - 1: the distinct floor(i (T - 1) / moves), as PDAE spaces them."""
+    """Kept times of ``moves`` DDIM moves, ascending from 0 to T - 1: the distinct floor(i (T - 1) / moves),
+    as PDAE spaces them.
+    """
     return sorted({i * (steps - 1) // moves for i in range(moves + 1)})
 
 
@@ -25,12 +27,16 @@ def unguided(frozen: UNet) -> Predict:
     return lambda x, t: frozen(x, t).float()
 
 
-def guided(frozen: UNet, decoder: Decoder, schedule: Schedule, subsets: Subsets, z: Tensor, coefficient: str = "ddim") -> Predict:
-    """eps_theta + c_t G(x, z_bar, t), with z_bar masked to the subsets that time t was trained with (none masked where k is free of t).
+def guided(
+    frozen: UNet, decoder: Decoder, schedule: Schedule, subsets: Subsets, z: Tensor, coefficient: str = "ddim"
+) -> Predict:
+    """eps_theta + c_t G(x, z_bar, t), with z_bar masked to the subsets that time t was trained with (none
+    masked where k is free of t).
 
     Args:
         z: (B, d), one row per image.
-        coefficient: "ddim" = -sqrt(1 - abar_t), the score form of published samplers; "train" = s_t, the coefficient of the loss.
+        coefficient: "ddim" = -sqrt(1 - abar_t), the score form of published samplers; "train" = s_t, the
+            coefficient of the loss.
     """
     table = {"ddim": "shift_ddim", "train": "shift"}[coefficient]
 
@@ -45,7 +51,8 @@ def guided(frozen: UNet, decoder: Decoder, schedule: Schedule, subsets: Subsets,
 
 @torch.no_grad()
 def ddim(x: Tensor, predict: Predict, schedule: Schedule, times: list[int], clamp: bool = True) -> Tensor:
-    """Move x along ``times`` (Eq. 3.5): ascending inverts an image into x_T, descending samples an image from x_T.
+    """Move x along ``times`` (Eq. 3.5): ascending inverts an image into x_T, descending samples an image from
+    x_T.
 
     Args:
         x: (B, 3, H, W): the state at times[0].

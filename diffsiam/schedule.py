@@ -1,15 +1,18 @@
 """The noise schedule and the algebra between its epsilon and x_0 forms.
 
-Indices are 0-based: index ``t`` in 0..T-1 is the papers' t + 1, and abar_{-1} := 1. Everything is computed in float64 once;
-``at`` casts to float32 and gathers on the device of ``t``, so no Python number enters a step.
+Indices are 0-based: index ``t`` in 0..T-1 is the papers' t + 1, and abar_{-1} := 1. Everything is computed in
+float64 once; ``at`` casts to float32 and gathers on the device of ``t``, so no Python number enters a step.
 
-Epsilon and x_0 forms of the compensated prediction are one thing (PDAE, arXiv 2212.12990, Eq. 8-12), for x noised to time t:
+Epsilon and x_0 forms of the compensated prediction are one thing (PDAE, arXiv 2212.12990, Eq. 8-12), for x
+noised to time t:
 
     eps_hat = eps_theta + s_t G                 s_t = -sqrt(alpha_t) (1 - abar_{t-1}) / sqrt(1 - abar_t)
-    x_0_hat = u_theta + w_t G                   w_t = -s_t sqrt(1 - abar_t) / sqrt(abar_t) = (1 - abar_{t-1}) / sqrt(abar_{t-1})
-    |x_0 - x_0_hat|^2 = |eps - eps_hat|^2 / SNR_t,  hence  lambda^{x0}_t = SNR_t lambda^{eps}_t
+    x_0_hat = u_theta + w_t G                   w_t = -s_t sqrt(1 - abar_t) / sqrt(abar_t) = (1 - abar_{t-1})
+    / sqrt(abar_{t-1}) |x_0 - x_0_hat|^2 = |eps - eps_hat|^2 / SNR_t,  hence  lambda^{x0}_t = SNR_t
+    lambda^{eps}_t
 
-The epsilon form is the safe one in finite precision (w_999 = 155.8, lambda^{x0}_999 = 1.5e-5): losses are computed there.
+The epsilon form is the safe one in finite precision (w_999 = 155.8, lambda^{x0}_999 = 1.5e-5): losses are
+computed there.
 """
 
 from __future__ import annotations
@@ -26,11 +29,14 @@ class Schedule(nn.Module):
         beta_start, beta_end: first and last beta, inclusive.
         gamma: exponent of lambda_t = SNR_t^gamma / (1 + SNR_t) (PDAE uses 0.1).
 
-    Float64 attributes, each (T,): ``alpha_bar``, ``alpha_bar_prev``, ``snr``, ``shift`` (s_t), ``shift_ddim`` (-sqrt(1 - abar_t), the
-    score form used by DDIM sampling), ``strength`` (w_t), ``weight`` (lambda_t, epsilon form), ``weight_x0``.
+    Float64 attributes, each (T,): ``alpha_bar``, ``alpha_bar_prev``, ``snr``, ``shift`` (s_t), ``shift_ddim``
+    (-sqrt(1 - abar_t), the score form used by DDIM sampling), ``strength`` (w_t), ``weight`` (lambda_t,
+    epsilon form), ``weight_x0``.
     """
 
-    def __init__(self, steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02, gamma: float = 0.1):
+    def __init__(
+        self, steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02, gamma: float = 0.1
+    ):
         super().__init__()
         self.steps = steps
         beta = torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)
@@ -51,7 +57,9 @@ class Schedule(nn.Module):
         self.register_buffer(name, value, persistent=False)
 
     def at(self, name: str, t: Tensor) -> Tensor:
-        """The float32 value of a table at each ``t`` (B,) int64, shaped (B, 1, 1, 1) to broadcast over images."""
+        """The float32 value of a table at each ``t`` (B,) int64, shaped (B, 1, 1, 1) to broadcast over
+        images.
+        """
         table: Tensor = getattr(self, name)
         return table[t].float()[:, None, None, None]
 

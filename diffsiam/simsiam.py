@@ -1,4 +1,6 @@
-"""SimSiam (arXiv 2011.10566): projector, predictor and the stop-gradient cosine loss (thesis Eq. 3.9 and 3.10)."""
+"""SimSiam (arXiv 2011.10566): projector, predictor and the stop-gradient cosine loss (thesis Eq. 3.9 and
+3.10).
+"""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ class Subsets:
         return subset_mask(z, k, self.subset_of_dim(z.device), self.mask, self.detach)
 
 
-def profile_boundaries(times: np.ndarray, error: np.ndarray, n: int, floor: float = 0.005) -> list[int]:
+def profile_boundaries(times: np.ndarray, error: np.ndarray, n: int, floor: float = 0.01) -> list[int]:
     """Boundaries of n subsets where the frozen model's own loss of information puts them.
 
     The relative error of x_0_hat grows from 0 (nothing lost) to 1 (everything lost). Each subset takes an equal share of the

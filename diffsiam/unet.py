@@ -1,4 +1,5 @@
-"""The frozen diffusion U-Net u_theta (guided diffusion's architecture), as two halves: an encoder shared by both decoders, and its own decoder.
+"""The frozen diffusion U-Net u_theta (guided diffusion's architecture), as two halves: an encoder shared by
+both decoders, and its own decoder.
 
 Parameter names and shapes are those of guided-diffusion, DiffAE and PDAE checkpoints.
 """
@@ -70,7 +71,9 @@ def middle_blocks(config: UNetConfig, dropout: float, conditioned: bool = False)
 
 
 def output_blocks(config: UNetConfig, dropout: float, conditioned: bool = False) -> nn.ModuleList:
-    """The way up: at each level ``blocks`` + 1 residual blocks on [h, skip], attention where asked, upsampling after the last."""
+    """The way up: at each level ``blocks`` + 1 residual blocks on [h, skip], attention where asked,
+    upsampling after the last.
+    """
     widths, embedding = config.widths(), config.embedding_channels
     skips = [widths[0]]
     for level, width in enumerate(widths):
@@ -78,7 +81,9 @@ def output_blocks(config: UNetConfig, dropout: float, conditioned: bool = False)
     blocks, channels = nn.ModuleList(), widths[-1]
     for level in reversed(range(len(widths))):
         for i in range(config.blocks + 1):
-            stage = [ResBlock(channels + skips.pop(), widths[level], embedding, dropout, conditioned=conditioned)]
+            stage = [
+                ResBlock(channels + skips.pop(), widths[level], embedding, dropout, conditioned=conditioned)
+            ]
             channels = widths[level]
             if 2**level in config.attention:
                 stage.append(config.attention_block(channels))
@@ -90,10 +95,14 @@ def output_blocks(config: UNetConfig, dropout: float, conditioned: bool = False)
 
 def output_head(channels: int, out_channels: int) -> nn.Sequential:
     """GroupNorm, SiLU, zero-initialised 3x3 conv."""
-    return nn.Sequential(group_norm(channels), nn.SiLU(), zeroed(nn.Conv2d(channels, out_channels, 3, padding=1)))
+    return nn.Sequential(
+        group_norm(channels), nn.SiLU(), zeroed(nn.Conv2d(channels, out_channels, 3, padding=1))
+    )
 
 
-def run_output_blocks(blocks: nn.ModuleList, h: Tensor, features: Features, z: Tensor | None = None) -> Tensor:
+def run_output_blocks(
+    blocks: nn.ModuleList, h: Tensor, features: Features, z: Tensor | None = None
+) -> Tensor:
     """Apply the way up to ``h`` with the frozen encoder's skips."""
     for block, skip in zip(blocks, reversed(features.skips), strict=True):
         h = block(torch.cat((h, skip), dim=1), features.time, z)
@@ -120,13 +129,17 @@ class UNet(nn.Module):
                     stage.append(config.attention_block(channels))
                 self.input_blocks.append(Stage(*stage))
             if level + 1 < len(widths):
-                self.input_blocks.append(Stage(ResBlock(channels, channels, embedding, config.dropout, "down")))
+                self.input_blocks.append(
+                    Stage(ResBlock(channels, channels, embedding, config.dropout, "down"))
+                )
         self.middle_block = middle_blocks(config, config.dropout)
         self.output_blocks = output_blocks(config, config.dropout)
         self.out = output_head(widths[0], 6 if config.learn_sigma else 3)
 
     def encode(self, x: Tensor, t: Tensor) -> Features:
-        """x (B, 3, H, W) in noised [-1, 1] units and integer times (B,) -> skips of every input block and the time embedding."""
+        """x (B, 3, H, W) in noised [-1, 1] units and integer times (B,) -> skips of every input block and the
+        time embedding.
+        """
         dtype = self.time_embed[0].weight.dtype
         time = self.time_embed(timestep_embedding(t, self.config.base_channels).to(dtype))
         h, skips = x.to(dtype), []
@@ -136,7 +149,9 @@ class UNet(nn.Module):
         return Features(skips, time)
 
     def decode(self, features: Features) -> Tensor:
-        """eps (B, 3, H, W) from the encoder's features; the variance channels of a learn_sigma model are dropped."""
+        """eps (B, 3, H, W) from the encoder's features; the variance channels of a learn_sigma model are
+        dropped.
+        """
         h = self.middle_block(features.skips[-1], features.time)
         return self.out(run_output_blocks(self.output_blocks, h, features))[:, :3]
 

@@ -19,11 +19,15 @@ class WeightsError(Exception):
     """A weights file cannot be read, or does not hold what is asked for."""
 
 
-EMA_KEYS = ("ema_denoise_fn", "denoise_fn")  # a pretrained DPM of PDAE holds both; published results use the EMA
+EMA_KEYS = (
+    "ema_denoise_fn",
+    "denoise_fn",
+)  # a pretrained DPM of PDAE holds both; published results use the EMA
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file or of a torch file (bare state dict, or PDAE's pretrained DPM); never runs code of the file.
+    """Tensors of a safetensors file or of a torch file (bare state dict, or PDAE's pretrained DPM); never
+    runs code of the file.
 
     Raises:
         WeightsError: file missing, damaged, or not a flat dictionary of tensors.
@@ -42,7 +46,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if isinstance(content, Mapping) and key in content:
             content = content[key]
             break
-    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+    if (
+        not isinstance(content, Mapping)
+        or not content
+        or not all(isinstance(v, Tensor) for v in content.values())
+    ):
         raise WeightsError(f"{path}: holds no flat state dict of a U-Net")
     return dict(content)
 
@@ -64,7 +72,9 @@ def infer_config(state: Mapping[str, Tensor], heads: int = 1, dropout: float = 0
         inputs = 1 + max(int(m[1]) for key in state if (m := re.match(r"input_blocks\.(\d+)\.", key)))
         outputs = 1 + max(int(m[1]) for key in state if (m := re.match(r"output_blocks\.(\d+)\.", key)))
         blocks = next(
-            i for i in range(outputs) if any(f"output_blocks.{i}.{j}.in_layers.0.weight" in state for j in (1, 2))
+            i
+            for i in range(outputs)
+            if any(f"output_blocks.{i}.{j}.in_layers.0.weight" in state for j in (1, 2))
         )
         levels = outputs // (blocks + 1)
         mult, attention = [], []
@@ -121,7 +131,9 @@ def first_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) 
 
 def save_unet(unet: UNet, path: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write a U-Net's weights as safetensors under the published key names."""
-    save_file({key: value.detach().to("cpu", dtype).contiguous() for key, value in unet.state_dict().items()}, path)
+    save_file(
+        {key: value.detach().to("cpu", dtype).contiguous() for key, value in unet.state_dict().items()}, path
+    )
 
 
 def sha256_of(path: Path) -> str:

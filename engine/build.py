@@ -66,8 +66,8 @@ def _demand_stated_architecture(config: Config, found: UNetConfig) -> None:
         stated = getattr(config.frozen, name)
         if stated is not None and stated != getattr(found, name):
             raise UsageError(
-                f"frozen.weights: {config.frozen.weights} has {name} = {getattr(found, name)}, the config states {stated}; "
-                f"correct frozen.{name} or set it to null to take the file's"
+                f"frozen.weights: {config.frozen.weights} has {name} = {getattr(found, name)}, "
+                f"the config states {stated}; correct frozen.{name} or set it to null to take the file's"
             )
 
 
@@ -75,7 +75,8 @@ def build_subsets(config: Config, boundaries: list[int] | None = None) -> Subset
     """The split of z and its rule; ``boundaries`` are those measured for choice "profile"."""
     s = config.subsets
     if s.split == "staged":
-        assert s.stages is not None and s.dims_per_stage is not None, "checked when the config was read"
+        assert s.stages, "checked when the config was read"
+        assert s.dims_per_stage, "checked when the config was read"
         try:
             ends = staged_ends(s.n, config.schedule.steps, list(s.stages), list(s.dims_per_stage))
         except ValueError as error:
@@ -99,7 +100,9 @@ def build_model(config: Config, frozen: UNet | None, schedule: Schedule, subsets
     encoder = build_encoder(config.encoder.arch, config.data.px, config.encoder.width, config.encoder.dim)
     simsiam = None
     if config.simsiam.weight > 0:
-        simsiam = SimSiam(config.encoder.dim, config.simsiam.projector, config.simsiam.dim, config.simsiam.hidden)
+        simsiam = SimSiam(
+            config.encoder.dim, config.simsiam.projector, config.simsiam.dim, config.simsiam.hidden
+        )
     decoder = None
     if frozen is not None:
         decoder = Decoder(frozen.config, config.encoder.dim, config.decoder.dropout)

@@ -2,7 +2,9 @@
 
 
 class UsageError(Exception):
-    """The user asked for something impossible: the message says what is wrong, where, and what to do (exit code 2)."""
+    """The user asked for something impossible: the message says what is wrong, where, and what to do (exit
+    code 2).
+    """
 
     exit_code = 2
 

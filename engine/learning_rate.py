@@ -8,7 +8,9 @@ from engine.config import Config
 
 
 def learning_rate(config: Config, step: int) -> float:
-    """Rate of ``step`` in 0..train.steps-1: linear warm-up over ``warmup_steps``, then constant or half a cosine down to 0."""
+    """Rate of ``step`` in 0..train.steps-1: linear warm-up over ``warmup_steps``, then constant or half a
+    cosine down to 0.
+    """
     o = config.optimizer
     warm = min(1.0, (step + 1) / o.warmup_steps) if o.warmup_steps else 1.0
     if o.schedule == "constant":

@@ -49,7 +49,12 @@ def train(
     if resumed:
         load_model(module, resumed.load("model"), resumed.path)
     trainer = build_trainer(config, prepare_trainable(module, policy), ranks, policy)
-    ema = Ema(trainer.local_parameters(), trainer.module.named_buffers(), config.train.ema_decay, config.train.ema_warmup)
+    ema = Ema(
+        trainer.local_parameters(),
+        trainer.module.named_buffers(),
+        config.train.ema_decay,
+        config.train.ema_warmup,
+    )
     if resumed:
         restore(resumed, trainer, ema)
 
@@ -130,7 +135,9 @@ def build_trainer(config: Config, module: nn.Module, ranks: Ranks, policy: Polic
 
 
 def zero_stage(config: Config, ranks: Ranks) -> int:
-    """``parallel.zero``, where "auto" shards the optimizer state as soon as there is somebody to share it with."""
+    """``parallel.zero``, where "auto" shards the optimizer state as soon as there is somebody to share it
+    with.
+    """
     stage = config.parallel.zero
     return (1 if ranks.world > 1 else 0) if stage == "auto" else stage
 
@@ -170,13 +177,13 @@ def to_device(batch: Batch, device: torch.device) -> dict[str, Tensor]:
 
 
 def reseed_dropout(config: Config, step: int, rank: int) -> None:
-    """Dropout is the one draw that torch's own generator makes: tie it to (seed, step, rank), so that resuming repeats it."""
-    torch.manual_seed((config.seed * 1_000_003 + step) * 4096 + rank)
+    """Tie dropout, the one draw of torch's own generator, to (seed, step, rank): resuming repeats it."""
+    torch.manual_seed(((config.seed * 1_000_003 + step) * 4096 + rank) % 2**63)
 
 
 @contextmanager
 def untouched_buffers(module: nn.Module) -> Iterator[None]:
-    """Put batch norm's running statistics back after a measurement: logging must not change what is learned."""
+    """Put batch norm's statistics back after a measurement: logging must not change what is learned."""
     before = [buffer.clone() for buffer in module.buffers()]
     yield
     for buffer, value in zip(module.buffers(), before, strict=True):
@@ -198,7 +205,10 @@ def watch(record: Record, config: Config, step: int) -> None:
     """
     loss, std = record.get("loss"), record.get("feature_std")
     if isinstance(loss, float) and not math.isfinite(loss):
-        raise NumericsError(f"the loss is {loss} at step {step}; the last checkpoint is intact; lower optimizer.lr or set grad_clip")
+        raise NumericsError(
+            f"the loss is {loss} at step {step}; the last checkpoint is intact; "
+            "lower optimizer.lr or set optimizer.grad_clip"
+        )
     if isinstance(std, float) and (warning := collapse_warning(std, config.encoder.dim)):
         screen.warn(warning)
 

@@ -1,7 +1,8 @@
 """Ranks, and the adapter to DeepSpeed: the only module that knows either.
 
-Training state leaves and enters here as full, unsharded float32 tensors by name, whatever the ZeRO stage, so that a checkpoint
-resumes at any world size and stage. Parameters stay float32 under torch_autocast; only computation is bfloat16.
+Training state leaves and enters here as full, unsharded float32 tensors by name, whatever the ZeRO stage, so
+that a checkpoint resumes at any world size and stage. Parameters stay float32 under torch_autocast; only
+computation is bfloat16.
 """
 
 from __future__ import annotations
@@ -61,14 +62,16 @@ class Ranks:
 def start_ranks() -> Ranks:
     """Join the process group that the launcher prepared; without a launcher this is the only rank."""
     if "RANK" not in os.environ:
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
+        os.environ.update(
+            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port())
+        )
     cuda = torch.cuda.is_available()
     if not cuda:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
 
-    # A shared-memory all-reduce that DeepSpeed compiles at start-up where it finds a compiler: seconds on every new machine, and
-    # training does not use it.
+    # A shared-memory all-reduce that DeepSpeed compiles at start-up where it finds a compiler: seconds on
+    # every new machine, and training does not use it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
     if not cuda and "OMP_NUM_THREADS" not in os.environ:
@@ -79,7 +82,8 @@ def start_ranks() -> Ranks:
     if cuda:
         torch.cuda.set_device(device)
     world = dist.get_world_size()
-    host_group = dist.new_group(backend="gloo") if cuda and world > 1 else None  # on CPU the default group is gloo already
+    # On CPU the default group is gloo already.
+    host_group = dist.new_group(backend="gloo") if cuda and world > 1 else None
     return Ranks(dist.get_rank(), world, device, host_group)
 
 
@@ -99,7 +103,8 @@ class Trainer:
     """A module, its optimizer and DeepSpeed's engine around both.
 
     Args:
-        module: everything trainable. It is moved to the device; on several ranks its batch norms are synchronised.
+        module: everything trainable. It is moved to the device; on several ranks its batch norms are
+            synchronised.
         optimizer: "adam" or "sgd", with ``options`` for its constructor (without parameters).
         micro_batch, accumulation: images of one forward pass on this rank, and passes per optimizer step.
         zero: ZeRO stage 0..3.
@@ -127,7 +132,8 @@ class Trainer:
         if ranks.world > 1:
             module = synchronise_batch_norm(module)
         parameters = [p for p in module.parameters() if p.requires_grad]
-        # Fused: one launch a group instead of several a tensor. ZeRO flattens the parameters, which torch's optimizers do not mind.
+        # Fused: one launch a group instead of several a tensor. ZeRO flattens the parameters, which torch's
+        # optimizers do not mind.
         make = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[optimizer]
         settings = {
             "train_micro_batch_size_per_gpu": micro_batch,
@@ -135,11 +141,17 @@ class Trainer:
             "gradient_clipping": grad_clip or 0.0,
             "zero_optimization": {"stage": zero, "overlap_comm": zero > 0},
             "zero_allow_untested_optimizer": True,
-            "torch_autocast": {"enabled": autocast is not None, "dtype": str(autocast or torch.bfloat16).removeprefix("torch.")},
+            "torch_autocast": {
+                "enabled": autocast is not None,
+                "dtype": str(autocast or torch.bfloat16).removeprefix("torch."),
+            },
             "steps_per_print": 1 << 62,
         }
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
-            model=module, optimizer=make(parameters, fused=True, **options), model_parameters=parameters, config=settings
+            model=module,
+            optimizer=make(parameters, fused=True, **options),
+            model_parameters=parameters,
+            config=settings,
         )
 
     @property
@@ -169,7 +181,9 @@ class Trainer:
         return {**self._gathered(self.local_parameters()), **dict(self.module.named_buffers())}
 
     def full_like_parameters(self, local: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Unshard tensors that follow :meth:`local_parameters` (such as their average); others pass (collective)."""
+        """Unshard tensors that follow :meth:`local_parameters` (such as their average); others pass
+        (collective).
+        """
         return self._gathered(local)
 
     def _gathered(self, local: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -193,7 +207,11 @@ class Trainer:
         local = {}
         for name, tensor in full.items():
             parameter = dict(self.module.named_parameters()).get(name)
-            local[name] = tensor if parameter is None else _partition(tensor, parameter.ds_tensor.numel(), self.ranks.rank)
+            local[name] = (
+                tensor
+                if parameter is None
+                else _partition(tensor, parameter.ds_tensor.numel(), self.ranks.rank)
+            )
         return local
 
     def full_optimizer(self) -> dict[str, Tensor]:
@@ -203,7 +221,9 @@ class Trainer:
         state = {}
         for name, p in self.module.named_parameters():
             for key in OPTIMIZER_STATE[self.kind]:
-                value = self.optimizer.state[p][key] if self.zero == 0 else safe_get_full_optimizer_state(p, key)
+                value = (
+                    self.optimizer.state[p][key] if self.zero == 0 else safe_get_full_optimizer_state(p, key)
+                )
                 state[f"{name}/{key}"] = value.detach()
         return state
 
@@ -222,7 +242,9 @@ class Trainer:
                 value = state.get(f"{name}/{key}")
                 shape = getattr(p, "ds_shape", p.shape)
                 if value is None or value.shape != shape:
-                    raise CheckpointError(f"optimizer state {name}/{key} is missing or has another shape than {tuple(shape)}")
+                    raise CheckpointError(
+                        f"optimizer state {name}/{key} is missing or has another shape than {tuple(shape)}"
+                    )
                 if self.zero == 0:
                     self.optimizer.state[p][key].copy_(value)
                 else:
@@ -243,7 +265,8 @@ class Trainer:
             if self.kind == "adam":
                 optimizer.state[p]["step"] = torch.tensor(float(steps_done), device=p.device)
         if self.zero in (1, 2):
-            self.optimizer._lazy_init_hp_params_optimizer_state()  # ties each parameter to its slice of the flat state
+            # Ties each parameter to its slice of the flat state.
+            self.optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def _partition(tensor: Tensor, size: int, rank: int) -> Tensor:

@@ -54,6 +54,8 @@ def load_model(module: nn.Module, state: dict[str, Tensor], where: Any) -> None:
 
 
 def restore(checkpoint: Checkpoint, trainer: Trainer, ema: Ema) -> None:
-    """Optimizer and average of a checkpoint; its model was loaded before the optimizer took hold of it (collective)."""
+    """Optimizer and average of a checkpoint; its model was loaded before the optimizer took hold of it
+    (collective).
+    """
     trainer.load_optimizer(checkpoint.load("optimizer"), checkpoint.step)
     ema.load_state_dict(trainer.local_like_parameters(checkpoint.load("ema")))

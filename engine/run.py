@@ -55,11 +55,23 @@ def _train_and_report(config: Config, source: Source, ranks: Ranks) -> None:
         frozen = prepare_frozen(frozen, policy)
 
     boundaries = resumed.state["boundaries"] if resumed else _boundaries(config, frozen, source, ranks)
-    task: Task = Pretraining(config, policy) if config.task == "diffusion" else Representation(config, policy, frozen, boundaries)
-    state = {"config": config.to_dict(), "boundaries": boundaries, "data": source.fingerprint(), "weights": _weights_sha256(config)}
+    task: Task = (
+        Pretraining(config, policy)
+        if config.task == "diffusion"
+        else Representation(config, policy, frozen, boundaries)
+    )
+    state = {
+        "config": config.to_dict(),
+        "boundaries": boundaries,
+        "data": source.fingerprint(),
+        "weights": _weights_sha256(config),
+    }
     if ranks.is_main:
         (run_dir / "config.json").write_text(dump(config))
-        screen.block(_rows(config, source, ranks, policy, resumed, boundaries), "DiffSiam" if frozen is not None else "training")
+        screen.block(
+            _rows(config, source, ranks, policy, resumed, boundaries),
+            "DiffSiam" if frozen is not None else "training",
+        )
         for text in cautions(config):
             screen.warn(text)
         if config.report.factors and frozen is not None:
@@ -83,7 +95,9 @@ PROFILE_IMAGES, PROFILE_TIMES = 64, 25
 
 
 def _boundaries(config: Config, frozen: UNet | None, source: Source, ranks: Ranks) -> list[int] | None:
-    """Subset boundaries of choice "profile": given, or measured on the frozen model and the first images; the same on every rank."""
+    """Subset boundaries of choice "profile": given, or measured on the frozen model and the first images; the
+    same on every rank.
+    """
     if config.subsets.choice != "profile" or frozen is None:
         return None
     if config.subsets.boundaries is not None:
@@ -91,16 +105,27 @@ def _boundaries(config: Config, frozen: UNet | None, source: Source, ranks: Rank
     from diffsiam.evaluation.profile import error_profile
     from kernels.noise_jump.ref import to_unit_range
 
-    images = torch.from_numpy(fetch(source, config.data.px, range(min(PROFILE_IMAGES, len(source))))).to(ranks.device)
-    times = torch.linspace(0, config.schedule.steps - 1, PROFILE_TIMES, dtype=torch.float64).round().long().tolist()
-    error = error_profile(frozen, build_schedule(config).to(ranks.device), to_unit_range(images), config.seed, times)
+    images = torch.from_numpy(fetch(source, config.data.px, range(min(PROFILE_IMAGES, len(source))))).to(
+        ranks.device
+    )
+    times = (
+        torch.linspace(0, config.schedule.steps - 1, PROFILE_TIMES, dtype=torch.float64)
+        .round()
+        .long()
+        .tolist()
+    )
+    error = error_profile(
+        frozen, build_schedule(config).to(ranks.device), to_unit_range(images), config.seed, times
+    )
     boundaries = torch.tensor(profile_boundaries(times, error, config.subsets.n), device=ranks.device)
     return ranks.broadcast(boundaries).tolist()
 
 
 def _weights_sha256(config: Config) -> str | None:
     weights = config.frozen.weights
-    return sha256_of(weights_path(weights)) if config.needs_frozen and weights not in (None, "random") else None
+    return (
+        sha256_of(weights_path(weights)) if config.needs_frozen and weights not in (None, "random") else None
+    )
 
 
 def _rows(
@@ -116,16 +141,33 @@ def _rows(
     device = torch.cuda.get_device_name(ranks.device) if cuda else f"CPU, {torch.get_num_threads()} threads"
     world = "1 rank" if ranks.world == 1 else f"{ranks.world} ranks"
     rows = [
-        ("task", f"{config.task}, method {config.method}" if config.task == "diffsiam" else "diffusion model (pretraining)"),
-        ("data", f"{source.describe()}, {config.data.px} px, DALI on {'GPU (mixed decode)' if cuda else 'CPU'}"),
+        (
+            "task",
+            f"{config.task}, method {config.method}"
+            if config.task == "diffsiam"
+            else "diffusion model (pretraining)",
+        ),
+        (
+            "data",
+            f"{source.describe()}, {config.data.px} px, DALI on {'GPU (mixed decode)' if cuda else 'CPU'}",
+        ),
         ("device", f"{device}, {world}, ZeRO {zero_stage(config, ranks)}"),
         *policy.reasons,
-        ("optimizer", f"{config.optimizer.name} (fused), lr {config.optimizer.lr:g}, batch {config.train.batch_size}"),
-        ("steps", f"{resumed.step if resumed else 0} to {config.train.steps}" + (f", from {resumed.path}" if resumed else "")),
+        (
+            "optimizer",
+            f"{config.optimizer.name} (fused), lr {config.optimizer.lr:g}, batch {config.train.batch_size}",
+        ),
+        (
+            "steps",
+            f"{resumed.step if resumed else 0} to {config.train.steps}"
+            + (f", from {resumed.path}" if resumed else ""),
+        ),
         ("run", str(_run_dir(config))),
     ]
     if config.needs_frozen:
         rows.insert(2, ("frozen model", str(config.frozen.weights)))
     if boundaries is not None:
-        rows.insert(3, ("subsets", f"{config.subsets.n}, boundaries at t = {', '.join(map(str, boundaries))}"))
+        rows.insert(
+            3, ("subsets", f"{config.subsets.n}, boundaries at t = {', '.join(map(str, boundaries))}")
+        )
     return rows

@@ -1,4 +1,6 @@
-"""How one step is computed: precision, attention, compilation and memory layout. The only place that decides it."""
+"""How one step is computed: precision, attention, compilation and memory layout. The only place that decides
+it.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ class Policy:
 
     def autocasting(self) -> torch.autocast:
         """The context in which the trainable part runs outside DeepSpeed's engine."""
-        return torch.autocast(self.device.type, dtype=self.autocast or torch.bfloat16, enabled=self.autocast is not None)
+        return torch.autocast(
+            self.device.type, dtype=self.autocast or torch.bfloat16, enabled=self.autocast is not None
+        )
 
 
 def choose_policy(config: Config, device: torch.device) -> Policy:
@@ -46,16 +50,24 @@ def choose_policy(config: Config, device: torch.device) -> Policy:
     dtype = autocast if autocast is not None and device.type == "cuda" else torch.float32
     attend, attention = choose_attention(device, dtype)
     compiles = config.train.compile == "auto" and device.type == "cuda"
-    reason = "torch.compile" if compiles else "eager: " + (
-        "compiling costs minutes and CPU runs gain little" if config.train.compile == "auto" else "train.compile=off"
-    )
+    kernels = "PyTorch reference" + _because("kernels.backend=reference", config.kernels.backend != "auto")
+    if compiles:
+        networks = "torch.compile"
+    elif config.train.compile == "off":
+        networks = "eager: train.compile=off"
+    else:
+        networks = "eager: compiling costs minutes and CPU runs gain little"
     rows = (
         ("precision", precision),
         ("attention", attention),
-        ("kernels", "PyTorch reference" + (": kernels.backend=reference" if config.kernels.backend == "reference" else "")),
-        ("networks", reason),
+        ("kernels", kernels),
+        ("networks", networks),
     )
     return Policy(device, autocast, dtype, attend, compiles, rows)
+
+
+def _because(reason: str, holds: bool) -> str:
+    return f": {reason}" if holds else ""
 
 
 def _precision(config: Config, device: torch.device) -> tuple[torch.dtype | None, str]:
@@ -72,7 +84,9 @@ def _precision(config: Config, device: torch.device) -> tuple[torch.dtype | None
         return torch.bfloat16, "bfloat16 autocast, float32 parameters: train.precision=bf16"
     if asked == "auto" and _cpu_has_bf16():
         return torch.bfloat16, "bfloat16 autocast, float32 parameters: this CPU computes in bfloat16"
-    return None, "float32: " + ("train.precision=fp32" if asked == "fp32" else "this CPU has no native bfloat16")
+    return None, "float32: " + (
+        "train.precision=fp32" if asked == "fp32" else "this CPU has no native bfloat16"
+    )
 
 
 def _cpu_has_bf16() -> bool:
@@ -80,7 +94,9 @@ def _cpu_has_bf16() -> bool:
 
 
 def prepare_frozen(unet: UNet, policy: Policy) -> UNet:
-    """The frozen U-Net as it runs fastest: on the device, in its dtype, channels_last, compiled halves on CUDA."""
+    """The frozen U-Net as it runs fastest: on the device, in its dtype, channels_last, compiled halves on
+    CUDA.
+    """
     unet = unet.to(device=policy.device, dtype=policy.frozen_dtype, memory_format=torch.channels_last)
     set_attention(unet, policy.attend)
     if policy.compile:
@@ -90,7 +106,9 @@ def prepare_frozen(unet: UNet, policy: Policy) -> UNet:
 
 
 def prepare_trainable(module: nn.Module, policy: Policy) -> nn.Module:
-    """Attention and compilation of what is trained. Its weights keep their layout, which DeepSpeed's flattening needs."""
+    """Attention and compilation of what is trained. Its weights keep their layout, which DeepSpeed's
+    flattening needs.
+    """
     set_attention(module, policy.attend)
     if policy.compile:
         for part in (getattr(module, name, None) for name in ("encoder", "decoder", "unet")):

@@ -1,7 +1,8 @@
 """Batch norm over the global batch on any device.
 
-torch.nn.SyncBatchNorm needs a GPU. This one is three differentiable all-reduces of per-channel sums, so CPU ranks train the same
-function, and any number of ranks gives what one rank with the whole batch gives (up to the order of summation).
+torch.nn.SyncBatchNorm needs a GPU. This one is three differentiable all-reduces of per-channel sums, so CPU
+ranks train the same function, and any number of ranks gives what one rank with the whole batch gives (up to
+the order of summation).
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """Sum over ranks, whose gradient is the sum over ranks: every rank's loss depends on every rank's summand."""
+    """Sum over ranks, whose gradient is the sum over ranks: every rank's loss depends on every rank's
+    summand.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
@@ -29,9 +32,11 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 class SyncBatchNorm(_BatchNorm):
-    """Batch norm whose training statistics are those of all ranks' batches together; ranks hold batches of equal size.
+    """Batch norm whose training statistics are those of all ranks' batches together; ranks hold batches of
+    equal size.
 
-    The variance is that of the global batch around its global mean (two passes: no cancellation of large means).
+    The variance is that of the global batch around its global mean (two passes: no cancellation of large
+    means).
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -61,9 +66,11 @@ class SyncBatchNorm(_BatchNorm):
 
 
 def synchronise_batch_norm(module: nn.Module) -> nn.Module:
-    """``module`` with every batch norm replaced by its synchronised form: same parameters, buffers and names."""
+    """``module`` with every batch norm synchronised: same parameters, buffers and names."""
     if isinstance(module, _BatchNorm):
-        synced = SyncBatchNorm(module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats)
+        synced = SyncBatchNorm(
+            module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
+        )
         synced.weight, synced.bias = module.weight, module.bias
         for name, buffer in module.named_buffers():
             synced.register_buffer(name, buffer)

@@ -1,6 +1,7 @@
 """What the loop trains: the representation (DiffSiam and its baselines) or the diffusion model it needs.
 
-A task says how to build its module, what a batch costs, what to measure and what to draw. The loop is the same for both.
+A task says how to build its module, what a batch costs, what to measure and what to draw. The loop is the
+same for both.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from engine.step import Policy
 Batch = Mapping[str, Tensor]
 BANDS = 10  # of the time axis, for the loss by timestep
 SAMPLING_MOVES = 50
+CPU_EFFECT_PIXELS = 64 * 32**2  # subsets x pixels up to which a CPU measures the causal effect of each subset
 
 
 class Task(Protocol):
@@ -51,7 +53,9 @@ class Task(Protocol):
         """Further values computed from flushed means."""
 
     def draw(self, average: nn.Module, images: Tensor, path: Path) -> Record:
-        """Write the grid of fixed images (N, px, px, 3) uint8 with the averaged weights; returns values measured on the way."""
+        """Write the grid of fixed images (N, px, px, 3) uint8 with the averaged weights; returns values
+        measured on the way.
+        """
 
     def export(self, average: nn.Module, run_dir: Path) -> None:
         """Write what other runs use, when training is done."""
@@ -71,7 +75,9 @@ class Representation:
         return build_model(self.config, self.frozen, self.schedule, self.subsets)
 
     def loss(self, forward: Callable[..., Losses], batch: Batch, metrics: Metrics | None = None) -> Tensor:
-        out = forward(batch["x_0"], batch["position"], self.config.seed, batch.get("view_1"), batch.get("view_2"))
+        out = forward(
+            batch["x_0"], batch["position"], self.config.seed, batch.get("view_1"), batch.get("view_2")
+        )
         if metrics is not None:
             self._record(metrics, out)
         return out.total
@@ -107,7 +113,9 @@ class Representation:
         """Norm of each weighted loss' gradient on the encoder: which of the two drives it."""
         assert isinstance(module, DiffSiam)
         with self.policy.autocasting():
-            out = module(batch["x_0"], batch["position"], self.config.seed, batch.get("view_1"), batch.get("view_2"))
+            out = module(
+                batch["x_0"], batch["position"], self.config.seed, batch.get("view_1"), batch.get("view_2")
+            )
         losses = {
             "grad_diffusion": None if out.recon is None else module.loss_weight * out.recon.loss.mean(),
             "grad_simsiam": None if out.simsiam is None else module.simsiam_weight * out.simsiam.mean(),
@@ -117,7 +125,9 @@ class Representation:
         for name, loss in losses.items():
             if loss is not None:
                 gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-                norms[name] = torch.linalg.vector_norm(torch.stack([g.float().norm() for g in gradients if g is not None]))
+                norms[name] = torch.linalg.vector_norm(
+                    torch.stack([g.float().norm() for g in gradients if g is not None])
+                )
         return norms
 
     def draw(self, average: nn.Module, images: Tensor, path: Path) -> Record:
@@ -127,7 +137,21 @@ class Representation:
         times = [self.subsets.times * i // 5 for i in range(1, 5)]
         with self.policy.autocasting():
             reconstruction_grid(average, images, times, self.config.seed).save(path)
-            return {"causal_effect_by_subset": [float(v) for v in causal_effect(average, images, self.config.seed)]}
+            if not self._effect_is_affordable():
+                return {}
+            return {
+                "causal_effect_by_subset": [
+                    float(v) for v in causal_effect(average, images, self.config.seed)
+                ]
+            }
+
+    def _effect_is_affordable(self) -> bool:
+        """The effect of n subsets costs 3 n decoder passes an image: seconds on a GPU, half an hour on a CPU
+        at 128 px.
+        """
+        return (
+            self.policy.device.type == "cuda" or self.subsets.n * self.config.data.px**2 <= CPU_EFFECT_PIXELS
+        )
 
     def export(self, average: nn.Module, run_dir: Path) -> None:
         """Nothing: checkpoints hold all there is."""
@@ -166,7 +190,14 @@ class Pretraining:
     def draw(self, average: nn.Module, images: Tensor, path: Path) -> Record:
         """DDIM samples of the averaged model, from the same noise every time."""
         with self.policy.autocasting():
-            sample_grid(average.unet, self.schedule, self.config.data.px, len(images), self.config.seed, SAMPLING_MOVES).save(path)
+            sample_grid(
+                average.unet,
+                self.schedule,
+                self.config.data.px,
+                len(images),
+                self.config.seed,
+                SAMPLING_MOVES,
+            ).save(path)
         return {}
 
     def export(self, average: nn.Module, run_dir: Path) -> None:

@@ -17,11 +17,19 @@ from engine.errors import CheckpointError, DataError, NumericsError, UsageError 
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="engine/train.py", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        prog="engine/train.py", description=__doc__.splitlines()[0] if __doc__ else None
+    )
     parser.add_argument("--config", required=True, help="JSON file, such as configs/quickstart.json")
-    parser.add_argument("--dry-run", action="store_true", help="print the effective config, sizes and memory, and stop")
-    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # given by the launcher, which also sets LOCAL_RANK
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a key, such as train.batch_size=64")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the effective config, sizes and memory, and stop"
+    )
+    parser.add_argument(
+        "--local_rank", type=int, default=0, help=argparse.SUPPRESS
+    )  # given by the launcher, which also sets LOCAL_RANK
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="override a key, such as train.batch_size=64"
+    )
     return parser.parse_intermixed_args(arguments)
 
 
@@ -32,7 +40,9 @@ def main(arguments: list[str]) -> int:
     try:
         from engine.config_file import load
 
-        config = load(options.config, options.overrides)  # before torch is imported: a misspelt key is answered at once
+        config = load(
+            options.config, options.overrides
+        )  # before torch is imported: a misspelt key is answered at once
         if options.dry_run:
             from engine.plan import show_plan
 

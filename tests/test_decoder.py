@@ -153,8 +153,9 @@ class TestStartFromTheFrozenDecoder:
         assert all(torch.equal(value, before[key]) for key, value in frozen.state_dict().items())
 
 
-def test_dropout_works_in_training_only(awaken, features, z_bar):
+def test_dropout_works_in_every_block_in_training_only(awaken, features, z_bar):
     decoder = awaken(Decoder(TINY, DIM, dropout=0.5))
+    assert {m.p for m in decoder.modules() if isinstance(m, torch.nn.Dropout)} == {0.5}
     with torch.no_grad():
         assert not torch.equal(decoder.train()(features, z_bar), decoder(features, z_bar))
         assert torch.equal(decoder.eval()(features, z_bar), decoder(features, z_bar))

@@ -131,6 +131,12 @@ def test_a_residual_block_is_its_formula(awaken, resample, c_out, conditioned):
     assert close(block(x, time, z), expected)
 
 
+def test_new_blocks_change_nothing():
+    x, time = torch.randn(2, 8, 4, 6), torch.randn(2, 16)
+    assert torch.equal(ResBlock(8, 8, 16)(x, time), x)
+    assert torch.equal(AttentionBlock(8)(x), x)
+
+
 @pytest.mark.parametrize("heads", [1, 4])
 @pytest.mark.parametrize("new_order", [False, True])
 def test_attention_is_a_loop_over_heads_in_both_channel_orders(awaken, heads, new_order):
@@ -214,8 +220,9 @@ def test_half_precision_weights_take_single_precision_images(awaken):
     assert torch.nn.functional.cosine_similarity(half.float().flatten(), full.flatten(), dim=0) > 0.999
 
 
-def test_dropout_works_in_training_only(awaken):
+def test_dropout_works_in_every_block_in_training_only(awaken):
     unet = awaken(UNet(replace(TINY, dropout=0.5)))
+    assert {m.p for m in unet.modules() if isinstance(m, torch.nn.Dropout)} == {0.5}
     x = torch.randn(2, 3, 8, 8)
     with torch.no_grad():
         assert not torch.equal(unet.train()(x, TIMES), unet(x, TIMES))

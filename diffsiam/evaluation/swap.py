@@ -1,7 +1,9 @@
 """The causal swap test: put one subset of another image's z into an image's own, decode, read what changed.
 
 What a probe reads from a subset says little about what the decoder takes from it; this measures the latter.
-Thesis Algorithm 2 moves x_T together with the subsets; here x_T stays, and rows of their own show its share.
+Thesis Algorithm 2 inverts the image and moves x_T together with the subsets, so part of its edit comes from x_T.
+Here both images of a pair are decoded from the same random x_T, so whatever changes comes from z; rows of their
+own repeat the test with inverted x_T, and show the share that x_T holds.
 """
 
 from __future__ import annotations
@@ -22,7 +24,13 @@ from diffsiam.sampling import Predict, guided, invert, sample, to_uint8
 from diffsiam.subsets import Subsets
 from kernels.noise_jump.ref import to_unit_range
 
-ALL, NONE, NOISE, ALL_AND_NOISE = CONTROLS = ("all", "none", "x_T only", "all + x_T")
+ALL, NONE, INVERTED, NOISE, ALL_AND_NOISE = CONTROLS = (
+    "all",
+    "none",
+    "all, x_T of a",
+    "x_T only",
+    "all + x_T",
+)
 
 
 @dataclass(frozen=True)
@@ -30,8 +38,9 @@ class SwapMap:
     """What happened to image a when parts of it were taken from image b, over P pairs and K factors.
 
     Attributes:
-        rows: R = n + 4 names: "subset 1" .. "subset n", then the controls "all" (the whole z), "none" (a
-            decoded again), "x_T only" and "all + x_T".
+        rows: R = n + 5 names: "subset 1" .. "subset n", "all" (the whole z) and "none" (a's own z), decoded from
+            random x_T; then, decoded from x_T inverted from the images, "all, x_T of a" (the whole z of b),
+            "x_T only" (a's z) and "all + x_T".
         success: (R, K), P(factor reads as b's | a and b differ in it); NaN where no pair differs.
         side_effect: (R, K), P(factor no longer reads as a's | a and b agree in it); NaN where no pair agrees.
         differing: (K,) number of pairs that differ.
@@ -78,31 +87,37 @@ def live_subsets(swaps: SwapMap, threshold: float = 0.4) -> list[Live]:
 
 
 def swap_test(
-    model: DiffSiam, images: Tensor, levels: Tensor, read: Read, moves: int = 20, batch_size: int = 128
+    model: DiffSiam,
+    images: Tensor,
+    levels: Tensor,
+    read: Read,
+    moves: int = 20,
+    batch_size: int = 128,
+    seed: int = 0,
 ) -> SwapMap:
     """Swap every subset, and the controls, from image b = p + 1 into image a = p (cyclically).
-
-    x_T comes from DDIM inversion guided by the image's own z, once for all rows.
 
     Args:
         model: with a decoder, in eval mode.
         images: (P, H, W, 3) uint8, or (P, 3, H, W) float in [-1, 1]; neighbours make a pair, P >= 2.
         levels: (P, K) int64, the true factors.
         read: reads the factors of decoded images.
-        moves: DDIM moves up, and again down.
+        moves: DDIM moves down, and up where x_T is inverted (guided by the image's own z).
         batch_size: images decoded at once; it bounds memory and does not change the result.
+        seed: names the random x_T, one per pair.
     """
     x_0 = to_unit_range(images)
     z = encode_images(model.encoder, x_0, batch_size)
     parts = zip(x_0.split(batch_size), z.split(batch_size), strict=True)
-    x_T = torch.cat([invert(x, _guided(model, z_part), model.schedule, moves) for x, z_part in parts])
-    from_b, noise_of_b = _rows(model.subsets, z.device)
+    inverted = torch.cat([invert(x, _guided(model, z_part), model.schedule, moves) for x, z_part in parts])
+    drawn = eval_noise(seed, torch.arange(len(z), device=z.device), *x_0.shape[2:])
+    starts = torch.stack((drawn, inverted, inverted.roll(-1, dims=0)))  # random, x_T of a, x_T of b
+    from_b, start_of = _rows(model.subsets, z.device)
     pairs, decoded, readings = len(z), [], []
     for item in torch.arange(len(from_b) * pairs, device=z.device).split(batch_size):
         row, a = item // pairs, item % pairs
-        b = (a + 1) % pairs
-        predict = _guided(model, torch.where(from_b[row], z[b], z[a]))
-        x = sample(x_T[torch.where(noise_of_b[row], b, a)], predict, model.schedule, moves)
+        predict = _guided(model, torch.where(from_b[row], z[(a + 1) % pairs], z[a]))
+        x = sample(starts[start_of[row], a], predict, model.schedule, moves)
         decoded.append(to_uint8(x))
         readings.append(read(x))
     names = tuple(f"subset {i}" for i in range(1, model.subsets.n + 1)) + CONTROLS
@@ -120,13 +135,12 @@ def score(readings: Tensor, levels_a: Tensor, levels_b: Tensor) -> tuple[np.ndar
 
 
 def _rows(subsets: Subsets, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Which dims (R, d) and whether x_T (R,) each row takes from b."""
+    """Which dims each row takes from b, (R, d), and where it starts, (R,): 0 random, 1 x_T of a, 2 x_T of b."""
     of_dim = subsets.subset_of_dim(device)
     one = of_dim == torch.arange(1, subsets.n + 1, device=device)[:, None]
     every, no = torch.ones_like(one[:1]), torch.zeros_like(one[:1])
-    noise = torch.zeros(subsets.n + len(CONTROLS), dtype=torch.bool, device=device)
-    noise[-2:] = True
-    return torch.cat((one, every, no, no, every)), noise
+    start = torch.tensor([0] * (subsets.n + 2) + [1, 2, 2], device=device)
+    return torch.cat((one, every, no, every, no, every)), start
 
 
 def _guided(model: DiffSiam, z: Tensor) -> Predict:

@@ -20,6 +20,7 @@ from diffsiam.evaluation.swap import (
     ALL,
     ALL_AND_NOISE,
     CONTROLS,
+    INVERTED,
     NOISE,
     NONE,
     Live,
@@ -287,7 +288,7 @@ def _counterfactuals(causal: Causal, images: np.ndarray) -> Image.Image:
     """One row a pair: a and b (framed), a decoded again, a with live subsets of b, all of its z, its x_T."""
     swaps = causal.swaps
     subsets = [live.subset for live in causal.live] or _strongest(swaps)[:2]
-    chosen = [NONE, *(f"subset {i}" for i in subsets[:MOST_ROWS]), ALL, NOISE, ALL_AND_NOISE]
+    chosen = [NONE, *(f"subset {i}" for i in subsets[:MOST_ROWS]), ALL, INVERTED, NOISE, ALL_AND_NOISE]
     pairs = min(SHEET_PAIRS, len(images))
     originals = [images[:pairs], np.roll(images, -1, axis=0)[:pairs]]
     decoded = [swaps.images[swaps.rows.index(row)][:pairs] for row in chosen]

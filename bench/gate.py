@@ -1,0 +1,106 @@
+"""Whether two training steps compute the same thing; what does not may not be timed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+LOSS_ERROR, GRADIENT_ERROR = 1e-5, 1e-4  # largest relative errors in float32
+LOW_LOSS_ERROR, LOW_COSINE = 5e-3, 0.999  # bounds for a bfloat16 or compiled step
+SMALL = 1e-2  # a tensor's share of its network's gradient below which it may be rounding: biases before BN
+
+M = TypeVar("M", bound=nn.Module)
+Gradients = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """How far two steps agree, in relative errors.
+
+    Attributes:
+        gradient_error: of the worst tensor, relative to its own norm or, where that is more, to a hundredth
+            of its network's.
+        worst: name of that tensor.
+        cosine: of all gradients together.
+        green: whether all that is demanded holds.
+    """
+
+    loss_error: float
+    gradient_error: float
+    worst: str
+    cosine: float
+    green: bool
+
+    def __str__(self) -> str:
+        errors = f"loss {self.loss_error:.1e}, gradients {self.gradient_error:.1e} (worst: {self.worst})"
+        return f"{'green' if self.green else 'RED'}: {errors}, cosine {self.cosine:.6f}"
+
+
+def compare(ours: tuple[Tensor, Gradients], published: tuple[Tensor, Gradients], exact: bool = True) -> Gate:
+    """Hold one step's loss and gradients against another's: ``exact`` in float32, else by loss and cosine."""
+    (our_loss, our_gradients), (loss, gradients) = ours, published
+    if our_gradients.keys() != gradients.keys():
+        only = f"{min(our_gradients.keys() ^ gradients.keys())} has a gradient in one step only"
+        return Gate(math.nan, math.nan, only, math.nan, green=False)
+    loss_error = ((our_loss - loss).abs() / loss.abs()).item()
+    floor = {network: SMALL * norm for network, norm in _norms_by_network(gradients).items()}
+    errors = {
+        name: ((our_gradients[name] - g).norm() / max(g.norm(), floor[_network(name)])).item()
+        for name, g in gradients.items()
+    }
+    worst = max(errors, key=lambda name: errors[name])
+    a, b = (torch.cat([g.flatten() for _, g in sorted(some.items())]) for some in (our_gradients, gradients))
+    cosine = torch.cosine_similarity(a.double(), b.double(), dim=0).item()
+    if exact:
+        green = loss_error <= LOSS_ERROR and errors[worst] <= GRADIENT_ERROR
+    else:
+        green = loss_error <= LOW_LOSS_ERROR and cosine >= LOW_COSINE
+    return Gate(loss_error, errors[worst], worst, cosine, green)
+
+
+def _network(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _norms_by_network(gradients: Gradients) -> dict[str, Tensor]:
+    norms: dict[str, list[Tensor]] = {}
+    for name, gradient in gradients.items():
+        norms.setdefault(_network(name), []).append(gradient.norm())
+    return {network: torch.stack(parts).norm() for network, parts in norms.items()}
+
+
+def take_gradients(module: nn.Module) -> Gradients:
+    """The gradients of a module in float32, which it then has no more."""
+    gradients = {}
+    for name, parameter in module.named_parameters():
+        if parameter.grad is not None:
+            gradients[name] = parameter.grad.detach().float().clone()
+        parameter.grad = None
+    return gradients
+
+
+def wake(module: M, seed: int = 0) -> M:
+    """Give parameters that start at 0 small values: behind a layer of zeros every step's gradients are 0."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if not parameter.any():
+                parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
+    return module
+
+
+@contextmanager
+def true_float32() -> Iterator[None]:
+    """TF32 off, which torch allows convolutions by default."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
