@@ -44,7 +44,7 @@ TINY = {
         "blocks": 1,
         "attention": [2],
     },
-    "encoder": {"arch": "resnet10", "width": 4, "dim": 16},
+    "encoder": {"arch": "resnet10", "width": 8, "dim": 16},
     "subsets": {"n": 4},
     "simsiam": {"projector": "mlp2", "dim": 16, "hidden": 8},
     "data": {"source": "rooms", "px": 16},
