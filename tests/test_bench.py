@@ -12,7 +12,7 @@ from torch import Tensor
 
 import bench.step
 from bench import rivals
-from bench.gate import Gate, compare, take_gradients, wake
+from bench.gate import Gate, comparable, compare, compare_rounded, take_gradients, wake
 from bench.step import (
     boundaries,
     build_published,
@@ -71,8 +71,9 @@ def our_gradients(config: Config, batch: dict[str, Tensor]) -> tuple[Tensor, dic
 
 def gate(config: Config) -> Gate:
     batch = make_batch(config, CPU)
-    published = published_gradients(build_published(config, CPU), batch, config.seed)
-    return compare(our_gradients(config, batch), published)
+    with comparable():
+        published = published_gradients(build_published(config, CPU), batch, config.seed)
+        return compare(our_gradients(config, batch), published)
 
 
 @pytest.mark.parametrize(
@@ -139,15 +140,27 @@ def test_a_gradient_that_only_one_step_has_turns_the_gate_red():
 def test_a_loss_that_is_no_number_turns_the_gate_red():
     nan = torch.tensor(float("nan")), {"encoder.a": torch.full((2,), float("nan"))}
     assert not compare(nan, nan).green
-    assert not compare(nan, nan, exact=False).green
+    assert not compare_rounded(nan, nan).green
 
 
 def test_rounding_of_bfloat16_passes_the_loose_gate_only():
     gradients = {"encoder.a": torch.randn(1000, generator=torch.Generator().manual_seed(0))}
     rounded = {name: g.bfloat16().float() for name, g in gradients.items()}
     a, b = (torch.tensor(1.0), gradients), (torch.tensor(1.001), rounded)
-    assert compare(b, a, exact=False).green
+    assert compare_rounded(b, a).green
     assert not compare(b, a).green
+
+
+def test_a_rounded_step_may_err_about_as_much_as_its_rival_and_no_more():
+    generator = torch.Generator().manual_seed(0)
+    exact, noise = torch.randn(1000, generator=generator), torch.randn(1000, generator=generator)
+    reference, one, twice, thrice = (
+        (torch.tensor(1 + 0.01 * share), {"encoder.a": exact + 0.1 * share * noise}) for share in range(4)
+    )
+    assert not compare_rounded(one, reference).green
+    assert compare_rounded(one, reference, rival=one).green
+    assert not compare_rounded(thrice, reference, rival=one).green
+    assert not compare_rounded(thrice, reference, rival=twice).green  # 9 / 4 of its angle
 
 
 @pytest.mark.parametrize(
@@ -196,13 +209,18 @@ def test_steps_take_turns_and_are_all_timed():
 
 def test_no_images_are_read_and_weights_are_random_where_the_config_names_none():
     bedroom = config_for(
-        parse(["--config", str(ROOT / "configs" / "bedroom.json"), "--px", "64", "--batch", "2"])
+        parse(["--config", str(ROOT / "configs" / "bedroom.json"), "--px", "64", "--batch", "4"])
     )
-    assert (bedroom.data.source, bedroom.data.px, bedroom.train.batch_size) == ("rooms", 64, 2)
+    assert (bedroom.data.source, bedroom.data.px, bedroom.train.batch_size) == ("rooms", 64, 4)
     assert bedroom.frozen.weights == "random"
     assert bedroom.decoder.dropout == 0
     quickstart = config_for(parse(["--config", str(ROOT / "configs" / "quickstart.json")]))
     assert quickstart.frozen.weights == "builtin:rooms16"
+
+
+def test_a_batch_too_small_for_batch_norms_is_a_usage_error(tmp_path):
+    with pytest.raises(UsageError, match="--batch 4"):
+        config(tmp_path, "--batch", "2")
 
 
 def test_a_config_that_trains_the_diffusion_model_alone_is_a_usage_error():

@@ -155,7 +155,9 @@ class TestProfileBoundaries:
 
     def test_equal_growth_of_the_log_error_gives_equal_stretches_of_time(self):
         error = 0.005 * (1 / 0.005) ** (self.TIMES / self.TIMES[-1])
-        assert profile_boundaries(self.TIMES, error, 4, floor=0.005) == pytest.approx([247.5, 495, 742.5], abs=0.5)
+        assert profile_boundaries(self.TIMES, error, 4, floor=0.005) == pytest.approx(
+            [247.5, 495, 742.5], abs=0.5
+        )
 
     def test_boundaries_lie_where_something_is_lost(self):
         error = np.interp(self.TIMES, [0, 200, 400, 990], [1e-4, 0.004, 1, 1])

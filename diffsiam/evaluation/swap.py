@@ -1,9 +1,9 @@
 """The causal swap test: put one subset of another image's z into an image's own, decode, read what changed.
 
 What a probe reads from a subset says little about what the decoder takes from it; this measures the latter.
-Thesis Algorithm 2 inverts the image and moves x_T together with the subsets, so part of its edit comes from x_T.
-Here both images of a pair are decoded from the same random x_T, so whatever changes comes from z; rows of their
-own repeat the test with inverted x_T, and show the share that x_T holds.
+Thesis Algorithm 2 inverts the image and moves x_T together with the subsets, so part of its edit comes from
+x_T. Here all rows of a pair are decoded from the same random x_T, so whatever changes comes from z; rows of
+their own repeat the test with inverted x_T, and show the share that x_T holds.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class SwapMap:
     """What happened to image a when parts of it were taken from image b, over P pairs and K factors.
 
     Attributes:
-        rows: R = n + 5 names: "subset 1" .. "subset n", "all" (the whole z) and "none" (a's own z), decoded from
-            random x_T; then, decoded from x_T inverted from the images, "all, x_T of a" (the whole z of b),
-            "x_T only" (a's z) and "all + x_T".
+        rows: R = n + 5 names: "subset 1" .. "subset n", "all" (the whole z) and "none" (a's own z), decoded
+            from random x_T; then, decoded from x_T inverted from the images, "all, x_T of a" (the whole z of
+            b), "x_T only" (a's z) and "all + x_T".
         success: (R, K), P(factor reads as b's | a and b differ in it); NaN where no pair differs.
         side_effect: (R, K), P(factor no longer reads as a's | a and b agree in it); NaN where no pair agrees.
         differing: (K,) number of pairs that differ.
@@ -91,7 +91,8 @@ def swap_test(
     images: Tensor,
     levels: Tensor,
     read: Read,
-    moves: int = 20,
+    moves: int = 12,
+    inversion_moves: int = 24,
     batch_size: int = 128,
     seed: int = 0,
 ) -> SwapMap:
@@ -102,24 +103,29 @@ def swap_test(
         images: (P, H, W, 3) uint8, or (P, 3, H, W) float in [-1, 1]; neighbours make a pair, P >= 2.
         levels: (P, K) int64, the true factors.
         read: reads the factors of decoded images.
-        moves: DDIM moves down, and up where x_T is inverted (guided by the image's own z).
+        moves: DDIM moves down from random x_T; 50 of them give the same rates within their sampling error.
+        inversion_moves: DDIM moves up to the inverted x_T, guided by the image's own z, and down again. With
+            few of them the way back loses fine factors, and the rows of x_T are too low.
         batch_size: images decoded at once; it bounds memory and does not change the result.
         seed: names the random x_T, one per pair.
     """
     x_0 = to_unit_range(images)
     z = encode_images(model.encoder, x_0, batch_size)
     parts = zip(x_0.split(batch_size), z.split(batch_size), strict=True)
-    inverted = torch.cat([invert(x, _guided(model, z_part), model.schedule, moves) for x, z_part in parts])
+    inverted = torch.cat(
+        [invert(x, _guided(model, own), model.schedule, inversion_moves) for x, own in parts]
+    )
     drawn = eval_noise(seed, torch.arange(len(z), device=z.device), *x_0.shape[2:])
     starts = torch.stack((drawn, inverted, inverted.roll(-1, dims=0)))  # random, x_T of a, x_T of b
     from_b, start_of = _rows(model.subsets, z.device)
     pairs, decoded, readings = len(z), [], []
-    for item in torch.arange(len(from_b) * pairs, device=z.device).split(batch_size):
-        row, a = item // pairs, item % pairs
-        predict = _guided(model, torch.where(from_b[row], z[(a + 1) % pairs], z[a]))
-        x = sample(starts[start_of[row], a], predict, model.schedule, moves)
-        decoded.append(to_uint8(x))
-        readings.append(read(x))
+    for rows, row_moves in ((start_of == 0, moves), (start_of > 0, inversion_moves)):
+        for item in rows.repeat_interleave(pairs).nonzero()[:, 0].split(batch_size):
+            row, a = item // pairs, item % pairs
+            predict = _guided(model, torch.where(from_b[row], z[(a + 1) % pairs], z[a]))
+            x = sample(starts[start_of[row], a], predict, model.schedule, row_moves)
+            decoded.append(to_uint8(x))
+            readings.append(read(x))
     names = tuple(f"subset {i}" for i in range(1, model.subsets.n + 1)) + CONTROLS
     read_levels, image = (torch.cat(part).unflatten(0, (len(names), pairs)) for part in (readings, decoded))
     return SwapMap(names, *score(read_levels, levels, levels.roll(-1, dims=0)), image.cpu().numpy())
@@ -135,7 +141,7 @@ def score(readings: Tensor, levels_a: Tensor, levels_b: Tensor) -> tuple[np.ndar
 
 
 def _rows(subsets: Subsets, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Which dims each row takes from b, (R, d), and where it starts, (R,): 0 random, 1 x_T of a, 2 x_T of b."""
+    """Dims that each row takes from b (R, d), and its start (R,): 0 random, 1 x_T of a, 2 x_T of b."""
     of_dim = subsets.subset_of_dim(device)
     one = of_dim == torch.arange(1, subsets.n + 1, device=device)[:, None]
     every, no = torch.ones_like(one[:1]), torch.zeros_like(one[:1])
@@ -161,39 +167,40 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def causal_effect(model: DiffSiam, images: Tensor, seed: int, batch_size: int = 128) -> np.ndarray:
-    """How much each subset moves x_0_hat at its own time, relative to all of z: (n,) float64, 0 is dead.
+    """How much each subset moves x_0_hat at its own time, as a share of what u lost: (n,) float64, 0 is dead.
 
     No oracle, no sampling: x_0 is noised once, and of x_0_hat = u + w_t G only G changes,
 
-        effect_i = |G(z with subset i of b) - G(z)|^2 / |G(z of b) - G(z)|^2,  summed over pairs and pixels
+        effect_i = |w_t (G(z with subset i of b) - G(z))|^2 / |x_0 - u|^2,  each summed over pairs and pixels
 
     with the z_bar that a sampler shows at the time of subset i: the middle of its times where t decides k,
-    else 0.3 T. It is 0 where even all of z moves nothing, as at the start of training, and may exceed 1.
+    else 0.3 T. Swapping all that was lost for another image's would give about 2.
 
     Args:
         images: (B, H, W, 3) uint8 or (B, 3, H, W) float; neighbours make a pair, B >= 2.
         seed: names the noise.
     """
     assert model.decoder is not None, "a model without decoder cannot be edited"
-    x_0, subsets = to_unit_range(images), model.subsets
+    x_0, subsets, at = to_unit_range(images), model.subsets, model.schedule.at
     z = encode_images(model.encoder, x_0, batch_size)
     eps = eval_noise(seed, torch.arange(len(z), device=z.device), *x_0.shape[2:])
     from_b, own_time = _rows(subsets, z.device)[0], own_times(subsets).to(z.device)
-    moved = torch.zeros(subsets.n, 2, dtype=torch.float64, device=z.device)
+    sums = torch.zeros(subsets.n, 2, dtype=torch.float64, device=z.device)
     with evaluating(model.decoder):
         for item in torch.arange(subsets.n * len(z), device=z.device).split(batch_size):
             row, a = item // len(z), item % len(z)
             b, t = (a + 1) % len(z), own_time[row]
-            alpha_bar = model.schedule.at("alpha_bar", t)
-            features = model.frozen.encode(alpha_bar.sqrt() * x_0[a] + (1 - alpha_bar).sqrt() * eps[a], t)
-            own, one, every = (
+            x_t = at("alpha_bar", t).sqrt() * x_0[a] + (1 - at("alpha_bar", t)).sqrt() * eps[a]
+            features = model.frozen.encode(x_t, t)
+            own, swapped = (
                 model.decoder(features, visible(subsets, variant, t)).float()
-                for variant in (z[a], torch.where(from_b[row], z[b], z[a]), z[b])
+                for variant in (z[a], torch.where(from_b[row], z[b], z[a]))
             )
-            change = torch.stack((one - own, every - own), dim=1).square().mean(dim=(2, 3, 4))
-            moved.index_add_(0, row, change.double())
-    by_one, by_all = moved.unbind(dim=1)
-    return torch.where(by_all > 0, by_one / by_all, 0).cpu().numpy()
+            # Both in epsilon form, where the same factor 1 / SNR_t is missing from each.
+            moved, lost = at("shift", t) * (swapped - own), eps[a] - model.frozen.decode(features).float()
+            sums.index_add_(0, row, torch.stack((moved, lost), dim=1).square().mean(dim=(2, 3, 4)).double())
+    moved_by, lost_at = sums.unbind(dim=1)
+    return torch.where(lost_at > 0, moved_by / lost_at, 0).cpu().numpy()
 
 
 def visible(subsets: Subsets, z: Tensor, t: Tensor) -> Tensor:

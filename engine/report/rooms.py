@@ -129,7 +129,7 @@ def after(model: DiffSiam, run_dir: Path, config: Config, pairs: int = 64, moves
 
     Args:
         model: averaged weights in eval mode.
-        pairs, moves: of the swap test.
+        pairs, moves: of the swap test, which takes twice the moves where it inverts x_T.
 
     Returns:
         What evaluation.json holds.
@@ -211,7 +211,8 @@ def _causal(model: DiffSiam, rooms: HeldOut, pairs: int, moves: int) -> Causal:
     device = rooms.images.device
     oracle, batch = load_oracle(rooms.images.shape[1]).to(device), _batch(device)
     with_g, frozen = _losses(model, rooms.images[:LOSS_ROOMS], batch)
-    swaps = swap_test(model, rooms.images[-pairs:], rooms.levels[-pairs:], oracle.read, moves, batch)
+    images, levels = rooms.images[-pairs:], rooms.levels[-pairs:]
+    swaps = swap_test(model, images, levels, oracle.read, moves, 2 * moves, batch, SEED)
     return Causal(with_g, frozen, swaps, live_subsets(swaps))
 
 
