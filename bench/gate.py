@@ -134,6 +134,6 @@ def comparable() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32, F.relu = tf32, relu
 
 
-def _smooth_relu(x: Tensor, inplace: bool = False) -> Tensor:
-    """x sigmoid(4 x)."""
-    return F.silu(4 * x) / 4
+def _smooth_relu(input: Tensor, inplace: bool = False) -> Tensor:
+    """x sigmoid(4 x), out of place."""
+    return F.silu(4 * input) / 4

@@ -42,7 +42,7 @@ from engine.step import Policy, choose_policy, prepare_frozen, prepare_trainable
 from engine.tasks import Representation
 from kernels.noise_jump.ref import noise_for
 
-SMALLEST_BATCH = 4
+SMALLEST_BATCH = 8
 BLOCK = 5  # steps in a row before the other takes its turn
 WARM_UP = {"cpu": 2, "cuda": 20}
 

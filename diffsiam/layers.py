@@ -20,6 +20,7 @@ def group_count(channels: int) -> int:
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm with :func:`group_count` groups."""
     return nn.GroupNorm(group_count(channels), channels)
 
 

@@ -6,10 +6,10 @@ float64 once; ``at`` casts to float32 and gathers on the device of ``t``, so no 
 Epsilon and x_0 forms of the compensated prediction are one thing (PDAE, arXiv 2212.12990, Eq. 8-12), for x
 noised to time t:
 
-    eps_hat = eps_theta + s_t G                 s_t = -sqrt(alpha_t) (1 - abar_{t-1}) / sqrt(1 - abar_t)
-    x_0_hat = u_theta + w_t G                   w_t = -s_t sqrt(1 - abar_t) / sqrt(abar_t) = (1 - abar_{t-1})
-    / sqrt(abar_{t-1}) |x_0 - x_0_hat|^2 = |eps - eps_hat|^2 / SNR_t,  hence  lambda^{x0}_t = SNR_t
-    lambda^{eps}_t
+    eps_hat = eps_theta + s_t G             s_t = -sqrt(alpha_t) (1 - abar_{t-1}) / sqrt(1 - abar_t)
+    x_0_hat = u_theta + w_t G               w_t = -s_t sqrt(1 - abar_t) / sqrt(abar_t)
+                                                = (1 - abar_{t-1}) / sqrt(abar_{t-1})
+    |x_0 - x_0_hat|^2 = |eps - eps_hat|^2 / SNR_t,  hence  lambda^{x0}_t = SNR_t lambda^{eps}_t
 
 The epsilon form is the safe one in finite precision (w_999 = 155.8, lambda^{x0}_999 = 1.5e-5): losses are
 computed there.

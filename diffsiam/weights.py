@@ -137,5 +137,6 @@ def save_unet(unet: UNet, path: Path, dtype: torch.dtype = torch.float32) -> Non
 
 
 def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

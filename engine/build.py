@@ -22,6 +22,7 @@ ARCHITECTURE = ("base_channels", "channel_mult", "blocks", "attention", "learn_s
 
 
 def build_schedule(config: Config) -> Schedule:
+    """The noise schedule with the loss' gamma."""
     s = config.schedule
     return Schedule(s.steps, s.beta_start, s.beta_end, config.loss.gamma)
 

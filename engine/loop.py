@@ -162,6 +162,7 @@ def build_loader(config: Config, source: Source, ranks: Ranks, views: bool, star
 
 
 def open_sinks(config: Config, run_dir: Path, start: int) -> list[Sink]:
+    """metrics.jsonl and, if asked for, TensorBoard events, both rewound to step ``start``."""
     sinks: list[Sink] = [JsonLines(run_dir / "metrics.jsonl", start)]
     if config.log.tensorboard:
         sinks.append(TensorBoard(run_dir / "tensorboard", start))
@@ -169,10 +170,12 @@ def open_sinks(config: Config, run_dir: Path, start: int) -> list[Sink]:
 
 
 def due(every: int, step: int) -> bool:
+    """Whether something done every so many steps is due; 0 is never."""
     return every > 0 and step % every == 0
 
 
 def to_device(batch: Batch, device: torch.device) -> dict[str, Tensor]:
+    """The batch on the device, copied without waiting."""
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
@@ -214,6 +217,7 @@ def watch(record: Record, config: Config, step: int) -> None:
 
 
 def grid_path(run_dir: Path, step: int) -> Path:
+    """Where the grid of a step goes; creates the folder."""
     path = run_dir / "grids" / f"step_{step:08d}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     return path

@@ -17,6 +17,7 @@ from engine.errors import CheckpointError, DataError, NumericsError, UsageError 
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line; wrong usage exits with code 2."""
     parser = argparse.ArgumentParser(
         prog="engine/train.py", description=__doc__.splitlines()[0] if __doc__ else None
     )

@@ -209,9 +209,9 @@ def test_steps_take_turns_and_are_all_timed():
 
 def test_no_images_are_read_and_weights_are_random_where_the_config_names_none():
     bedroom = config_for(
-        parse(["--config", str(ROOT / "configs" / "bedroom.json"), "--px", "64", "--batch", "4"])
+        parse(["--config", str(ROOT / "configs" / "bedroom.json"), "--px", "64", "--batch", "8"])
     )
-    assert (bedroom.data.source, bedroom.data.px, bedroom.train.batch_size) == ("rooms", 64, 4)
+    assert (bedroom.data.source, bedroom.data.px, bedroom.train.batch_size) == ("rooms", 64, 8)
     assert bedroom.frozen.weights == "random"
     assert bedroom.decoder.dropout == 0
     quickstart = config_for(parse(["--config", str(ROOT / "configs" / "quickstart.json")]))
@@ -219,8 +219,8 @@ def test_no_images_are_read_and_weights_are_random_where_the_config_names_none()
 
 
 def test_a_batch_too_small_for_batch_norms_is_a_usage_error(tmp_path):
-    with pytest.raises(UsageError, match="--batch 4"):
-        config(tmp_path, "--batch", "2")
+    with pytest.raises(UsageError, match="--batch 8"):
+        config(tmp_path, "--batch", "7")
 
 
 def test_a_config_that_trains_the_diffusion_model_alone_is_a_usage_error():

@@ -64,7 +64,7 @@ def test_scaling_and_shifting_features_changes_nothing():
 def test_dead_features_do_no_harm():
     z, y = codes(500, 0)
     test_z, test_y = codes(500, 1)
-    dead = torch.full((500, 4), 0.1) + 1e-9 * torch.randn(500, 4, generator=torch.Generator().manual_seed(3))
+    dead = 0.1 + 2e-8 * torch.randn(500, 200, generator=torch.Generator().manual_seed(3))
     with_dead = probe_accuracy(
         torch.cat((z, dead), 1), y, torch.cat((test_z, dead.flip(0)), 1), test_y, LEVELS
     )

@@ -97,6 +97,13 @@ def test_a_factor_of_few_pixels_is_lost_before_one_of_many(schedule):
 
 
 def test_the_time_of_loss_is_interpolated_and_counts_the_least_accuracy_so_far():
-    profile = np.array([[1.0, 1.0, 0.5, 1.0], [0.8, 0.4, 0.5, 1.0], [0.4, 0.9, 0.5, 0.9]])
-    lost = lost_at([0, 100, 200], profile, np.ones(4), np.full(4, 0.2))
-    np.testing.assert_allclose(lost, [150, 100 * 0.4 / 0.6, 0, np.inf])
+    columns = {
+        "between two times": ([1.0, 0.8, 0.4, 0.3], 150),
+        "for good": ([1.0, 0.4, 0.9, 0.9], 100 * 0.4 / 0.6),
+        "before the first time": ([0.5, 0.5, 0.5, 0.5], 0),
+        "never": ([1.0, 1.0, 0.9, 0.7], np.inf),
+        "from the least so far": ([1.0, 0.65, 0.9, 0.55], 250),
+    }
+    profile = np.array([accuracies for accuracies, _ in columns.values()]).T
+    lost = lost_at([0, 100, 200, 300], profile, np.ones(5), np.full(5, 0.2))
+    np.testing.assert_allclose(lost, [expected for _, expected in columns.values()])

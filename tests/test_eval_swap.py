@@ -210,10 +210,21 @@ def test_the_causal_effect_is_what_the_subset_changes_over_what_the_frozen_model
     np.testing.assert_allclose(effect, change * gain, rtol=1e-3)
 
 
-def test_a_subset_that_its_own_time_does_not_show_has_no_effect():
+def test_the_causal_effect_shows_the_decoder_what_a_sampler_shows_it():
     images, _ = coloured()
-    trained = model(choice="profile", boundaries=[400, 400])  # no time is left to subset 2
-    effect = causal_effect(trained, images, seed=0)
+    trained, shown = model(choice="time_tied"), []
+    trained.decoder.register_forward_pre_hook(lambda _, inputs: shown.append(inputs))
+    causal_effect(trained, images, seed=0)
+    for (_, t), z_bar in shown:
+        k = trained.subsets.at_time(t)
+        hidden = torch.arange(1, 4) > k[:, None]
+        assert (z_bar[hidden] == 0).all()
+        assert (z_bar[~hidden] != 0).all()
+
+
+def test_a_subset_without_a_time_has_no_effect():
+    images, _ = coloured()
+    effect = causal_effect(model(choice="profile", boundaries=[400, 400]), images, seed=0)
     assert effect[1] == 0
     assert effect[0] > 0
 

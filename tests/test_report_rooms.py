@@ -14,6 +14,7 @@ from diffsiam.decoder import Decoder
 from diffsiam.encoder import build_encoder
 from diffsiam.evaluation.swap import CONTROLS, Live
 from diffsiam.objective import DiffSiam
+from diffsiam.sampling import to_uint8
 from diffsiam.schedule import Schedule
 from diffsiam.subsets import Subsets
 from diffsiam.unet import UNet, UNetConfig
@@ -22,6 +23,7 @@ from engine.data.rooms import LEVELS, VERSION, Rooms
 from engine.report import grids, rooms, verdict
 from engine.report.verdict import Arm
 from engine.sheet import FRAME
+from kernels.noise_jump.ref import noise_jump
 
 torch.set_num_threads(1)
 PX = 16
@@ -94,6 +96,7 @@ def config():
         "jump": {"steps": "none"},
         "simsiam": {"weight": 0.0},
         "train": {"steps": 10},
+        "seed": 7,
     }
     return from_dict(values)
 
@@ -275,6 +278,9 @@ def test_the_reconstruction_grid_shows_each_time_as_noise_frozen_guess_and_compe
     x_0 = torch.from_numpy(Rooms(PX, 0, 3).images(np.arange(3)))
     noised, u, guided = grids._at_time(model, x_0, torch.zeros(3, 8), 300, seed=1)
     assert noised.shape == u.shape == guided.shape == (3, PX, PX, 3)
+    level = torch.full((3,), 301)  # t + k: subset 1 is at work at t = 300
+    x_level, _ = noise_jump(x_0, level, model.schedule.alpha_bar, 1, torch.arange(3))
+    assert torch.equal(noised, to_uint8(x_level))
     gain = model.schedule.strength[301 if told == "t_plus_k" else 300] * 0.3 * 127.5
     inside = (u > 20) & (u < 150)
     assert (guided.float() - u.float())[inside].mean().item() == pytest.approx(float(gain), abs=1.0)

@@ -38,7 +38,8 @@ def two_ranks(straight) -> Path:
 
 
 def test_two_ranks_compute_what_one_rank_computes(straight, two_ranks):
-    for name in ("loss", "loss_with_g", "loss_frozen", "simsiam", "feature_std"):
+    # Not feature_std: it is the mean over ranks of each rank's own spread, and half a batch spreads less.
+    for name in ("loss", "loss_with_g", "loss_frozen", "simsiam"):
         assert logged(two_ranks, name) == pytest.approx(logged(straight / "run", name), abs=1e-4), name
 
 

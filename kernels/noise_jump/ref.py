@@ -42,5 +42,5 @@ def noise_jump(x_0: Tensor, level: Tensor, alpha_bar: Tensor, seed: int, positio
     """
     x = to_unit_range(x_0)
     eps = noise_for(seed, positions, tuple(x.shape[1:]))
-    a = alpha_bar[level].float()[:, None, None, None]
-    return a.sqrt() * x + (1 - a).sqrt() * eps, eps
+    a = alpha_bar[level][:, None, None, None]  # rounded last: 1 - abar loses its digits where abar is near 1
+    return a.sqrt().float() * x + (1 - a).sqrt().float() * eps, eps
