@@ -77,7 +77,7 @@ def _scale(z: Tensor) -> Tensor:
     """Standard deviations (d,), none so small that it blows up a constant dimension's rounding errors."""
     std = z.std(dim=0, correction=0)
     largest = std.max()
-    return std.clamp_min(1e-6 * largest) if largest > 0 else torch.ones_like(std)
+    return std.clamp_min(1e-5 * largest) if largest > 0 else torch.ones_like(std)
 
 
 def _axes(x: Tensor, l2: float) -> Tensor:
