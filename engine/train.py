@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 # The launcher puts this file's folder first on the path, where our module names would hide others.
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
+_HERE = Path(__file__).resolve().parent
+if Path(sys.path[0]).resolve() == _HERE:
+    sys.path[0] = str(_HERE.parent)
 
 from engine import screen  # noqa: E402  (after the path is right)
 from engine.errors import CheckpointError, DataError, NumericsError, UsageError  # noqa: E402
