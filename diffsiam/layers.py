@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.adagn_silu.ref import adagn_silu
+from kernels.adagn_silu.op import adagn_silu
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -12,8 +12,10 @@ from diffsiam.schedule import Schedule
 from diffsiam.simsiam import SimSiam, encode_views
 from diffsiam.subsets import Draw, Subsets
 from diffsiam.unet import UNet
-from kernels.noise_jump.ref import noise_jump, to_unit_range
-from kernels.recon_loss.ref import ReconLoss, recon_loss, recon_target
+from kernels.noise_jump.op import noise_jump
+from kernels.noise_jump.ref import to_unit_range
+from kernels.recon_loss.op import recon_loss
+from kernels.recon_loss.ref import ReconLoss
 
 
 class Losses(NamedTuple):
@@ -30,7 +32,7 @@ class Prediction(NamedTuple):
     """One noised batch and both networks' answers, images (B, 3, H, W)."""
 
     x_level: Tensor
-    eps: Tensor
+    eps: Tensor | None  # the noise in x_level, where it exists in memory (the kernels never store it)
     eps_theta: Tensor
     g: Tensor
 
@@ -102,9 +104,8 @@ class DiffSiam(nn.Module):
         """Eq. 3.11 for features z (B, d) at the drawn t, level and k."""
         time = draw.level if self.time_told == "t_plus_k" else draw.t
         x = self.predict(x_0, self.subsets.mask_at(z, draw.k), draw.level, time, positions, seed)
-        at = self.schedule.at
-        target = recon_target(to_unit_range(x_0), x.eps, at("alpha_bar", draw.level), at("alpha_bar", time))
-        return recon_loss(x.eps_theta, x.g, target, at("shift", time), at("weight", time), at("snr", time))
+        tables = (self.schedule.alpha_bar, self.schedule.shift, self.schedule.weight)
+        return recon_loss(x_0, x.eps_theta, x.g, draw.level, time, *tables, seed, positions, x.eps)
 
     def predict(self, x_0: Tensor, z_bar: Tensor, level: Tensor, time: Tensor, positions: Tensor, seed: int) -> Prediction:
         """Noise x_0 to ``level``, run the frozen encoder once, and both decoders on its features told ``time``."""
@@ -131,5 +132,6 @@ class Diffusion(nn.Module):
     def forward(self, x_0: Tensor, positions: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """uint8 x_0 (B, H, W, 3) -> per-sample loss (B,) and t (B,)."""
         t = Subsets([1], jump=False, steps=self.schedule.steps).draw(seed, positions).t
-        x_t, eps = noise_jump(x_0, t, self.schedule.alpha_bar, seed, positions)
+        x_t, eps = noise_jump(x_0, t, self.schedule.alpha_bar, seed, positions, return_eps=True)
+        assert eps is not None
         return (self.unet(x_t, t).float() - eps).square().mean(dim=(1, 2, 3)), t

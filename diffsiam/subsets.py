@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kernels.philox import STREAM_K, STREAM_T, randint
-from kernels.subset_mask.ref import subset_mask
+from kernels.subset_mask.op import subset_mask
 
 
 def balanced_ends(dim: int, n: int) -> list[int]:
@@ -43,6 +44,13 @@ def staged_ends(n: int, steps: int, stages: list[int], dims_per_stage: list[int]
         for size in [*sizes, dims - sum(sizes)]:
             ends.append((ends[-1] if ends else 0) + size)
     return ends
+
+
+@cache
+def _resident(values: tuple[int, ...], device: torch.device) -> Tensor:
+    """Constants (len,) int64 on the device, copied there once: a copy in every step would make the host wait for the GPU."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=torch.int64, device=device)
 
 
 class Draw(NamedTuple):
@@ -88,7 +96,7 @@ class Subsets:
     def subset_of_dim(self, device: torch.device | str = "cpu") -> Tensor:
         """(d,) int64 in 1..n."""
         sizes = np.diff([0, *self.ends])
-        return torch.from_numpy(np.repeat(np.arange(1, self.n + 1), sizes)).to(device)
+        return _resident(tuple(np.repeat(np.arange(1, self.n + 1), sizes).tolist()), torch.device(device))
 
     def dims(self, subset: int) -> slice:
         """The dimensions of subset 1..n."""
@@ -104,8 +112,7 @@ class Subsets:
         if self.choice == "time_tied":
             return (1 + t * self.n // self.times).clamp(max=self.n)
         if self.choice == "profile":
-            table = torch.tensor(self.boundaries, dtype=torch.int64, device=t.device)
-            return 1 + torch.searchsorted(table, t, right=True)
+            return 1 + torch.searchsorted(_resident(tuple(self.boundaries), t.device), t, right=True)
         return torch.full_like(t, self.n)
 
     def draw(self, seed: int, positions: Tensor) -> Draw:
