@@ -137,7 +137,9 @@ def _adagn_cases(dtype: str) -> Iterator[Case]:
     tile = {"C": CHANNELS, "ACC": tl.float32, **op.tiling(CHANNELS, PIXELS)}
     width = CHANNELS // GROUPS
     chunk = tile["BLOCK_P"] * tile["TILES"]
-    merge = {"C": CHANNELS, "WIDTH": width, "BLOCK_N": op.MERGE_BLOCK, "BLOCK_W": width, "ACC": tl.float32}
+    merging = op.merging(PIXELS // chunk, width)
+    merge_warps = merging.pop("num_warps")
+    merge = {"C": CHANNELS, "WIDTH": width, **merging, "ACC": tl.float32}
     images = dict.fromkeys(
         ("x_ptr", "y_ptr", "dy_ptr", "dx_ptr", "time_ptr", "z_ptr", "dtime_ptr", "dz_ptr"), dtype
     )
@@ -147,10 +149,10 @@ def _adagn_cases(dtype: str) -> Iterator[Case]:
     both = {"HAS_TIME": True, "HAS_Z": True}
     stages = (
         ("stats", kernel._adagn_stats_kernel, tile, op.WARPS),
-        ("merge", kernel._adagn_merge_kernel, {**merge, "CHUNK": chunk, "EPS": 1e-5}, 1),
+        ("merge", kernel._adagn_merge_kernel, {**merge, "CHUNK": chunk, "EPS": 1e-5}, merge_warps),
         ("apply", kernel._adagn_apply_kernel, {**tile, **both, "WIDTH": width}, op.WARPS),
         ("sums", kernel._adagn_sums_kernel, {**tile, **both, "WIDTH": width}, op.WARPS),
-        ("reduce", kernel._adagn_reduce_kernel, {**merge, **both}, 1),
+        ("reduce", kernel._adagn_reduce_kernel, {**merge, **both}, merge_warps),
         ("dx", kernel._adagn_dx_kernel, {**tile, **both, "WIDTH": width}, op.WARPS),
     )
     for name, function, constants, warps in stages:
@@ -185,8 +187,9 @@ def compile_case(case: Case, arch: int) -> Row:
     source = ASTSource(fn=case.function, signature=signature, constexprs=case.constants, attrs=attributes)
     options = {"num_warps": case.warps, "enable_fp_fusion": True, **case.options}
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    loads, stores, narrow = _widths(compiled.asm["sass"])
-    registers = int(_tool_output("cuobjdump", ["-res-usage"], compiled.asm["cubin"], r"REG:(\d+)"))
+    machine_code = _disassembled(compiled.asm["cubin"])
+    loads, stores, narrow = _widths(machine_code)
+    registers = int(re.findall(r"REG:(\d+)", machine_code)[0])
     spilled = _spills(compiled.asm["ptx"], arch)
     return Row(
         case.kernel,
@@ -226,19 +229,15 @@ def _spills(ptx: str, arch: int) -> int:
     return sum(int(count) for count in re.findall(r"(\d+) bytes spill", report))
 
 
-def _tool_output(tool: str, options: list[str], content: bytes, pattern: str) -> str:
+def _disassembled(binary: bytes) -> str:
+    """Machine code and resources of a cubin."""
     from triton import knobs
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(content)
+        file.write(binary)
         file.flush()
-        path = getattr(knobs.nvidia, tool).path
-        output = subprocess.run(
-            [path, *options, file.name], capture_output=True, text=True, check=True
-        ).stdout
-    found = re.search(pattern, output)
-    assert found, f"{tool} printed no {pattern}"
-    return found[1]
+        command = [knobs.nvidia.cuobjdump.path, "-sass", "-res-usage", file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def table(rows: list[Row]) -> str:

@@ -93,6 +93,12 @@ def tiling(channels: int, pixels: int) -> dict[str, int]:
     return {"BLOCK_P": block_p, "BLOCK_C": block_c, "TILES": min(MOST_TILES, -(-pixels // block_p))}
 
 
+def merging(chunks: int, width: int) -> dict[str, int]:
+    """Block and warps of the second stage for groups of ``width`` channels: 8 elements a thread."""
+    block_n, block_w = min(MERGE_BLOCK, tensors.power_of_two(chunks)), tensors.power_of_two(width)
+    return {"BLOCK_N": block_n, "BLOCK_W": block_w, "num_warps": max(1, min(8, block_n * block_w // 256))}
+
+
 class _Launch:
     """Grids and constants that the kernels of one call share."""
 
@@ -110,18 +116,8 @@ class _Launch:
         self.tile = {"C": channels, **tiles, "ACC": acc, "num_warps": WARPS, "enable_fp_fusion": True}
         self.grid = (self.batch * self.chunks, -(-channels // tiles["BLOCK_C"]))
         self.width, self.chunk, self.groups = channels // groups, chunk, groups
-        block = {
-            "BLOCK_N": min(MERGE_BLOCK, tensors.power_of_two(self.chunks)),
-            "BLOCK_W": tensors.power_of_two(self.width),
-        }
-        self.merge = {
-            "C": channels,
-            "WIDTH": self.width,
-            **block,
-            "ACC": acc,
-            "num_warps": 1,
-            "enable_fp_fusion": True,
-        }
+        self.merge = {"C": channels, "WIDTH": self.width, **merging(self.chunks, self.width), "ACC": acc}
+        self.merge |= {"enable_fp_fusion": True}
         self.merge_grid = (self.batch, groups)
 
     def new(self, x: Tensor, *shape: int) -> Tensor:

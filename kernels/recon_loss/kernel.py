@@ -64,9 +64,8 @@ def _recon_loss_kernel(
     g = tl.load(g_ptr + o_g, mask=m_e, other=0.0).to(ACC)
     eps = normals(tl.load(seed_ptr), tl.load(position_ptr + sample), first, STREAM, BLOCK).to(ACC)
 
-    miss = tl.where(
-        m_e, drift * x_0 + gain * eps - eps_theta, 0.0
-    )  # eps* - eps_theta; past the end eps is still drawn
+    # eps* - eps_theta; past the end noise is drawn all the same.
+    miss = tl.where(m_e, drift * x_0 + gain * eps - eps_theta, 0.0)
     residual = miss - shift * g
     o_partial = (sample * blocks + block) * 2
     tl.store(partial_ptr + o_partial, tl.sum(residual * residual, axis=0))
