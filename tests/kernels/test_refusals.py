@@ -101,6 +101,7 @@ class TestBackend:
             ("triton", CUDA, False, True, "triton"),
             ("triton", CPU, True, True, "triton"),
             ("reference", CUDA, False, True, "reference"),
+            ("triton", torch.device("meta"), False, True, "reference"),
         ],
     )
     def test_it_is_the_one_that_was_asked_for(

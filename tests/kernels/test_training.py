@@ -13,7 +13,7 @@ from diffsiam.unet import UNet, UNetConfig
 from kernels import backend
 
 SMALLEST = UNetConfig(4, (1,), blocks=1, attention=())
-PX, DIM, BATCH, STEPS = 4, 6, 2, 10
+PX, DIM, BATCH, STEPS = 4, 6, 1, 10
 
 
 class Encoder(nn.Module):
