@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -46,13 +45,6 @@ def staged_ends(n: int, steps: int, stages: list[int], dims_per_stage: list[int]
     return ends
 
 
-@cache
-def _resident(values: tuple[int, ...], device: torch.device) -> Tensor:
-    """Constants (len,) int64 on the device, copied there once: a copy in every step would make the host wait for the GPU."""
-    with torch.inference_mode(False):
-        return torch.tensor(values, dtype=torch.int64, device=device)
-
-
 class Draw(NamedTuple):
     """One sample's place in the method, each (B,) int64."""
 
@@ -83,6 +75,16 @@ class Subsets:
     jump: bool = True
     steps: int = 1000
     boundaries: list[int] = field(default_factory=list)
+    _constants: dict[tuple[str, torch.device], Tensor] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def _resident(self, name: str, values: np.ndarray, device: torch.device) -> Tensor:
+        """Constants on the device, copied there once: a copy in every step would make the host wait for the GPU."""
+        if (name, device) not in self._constants:
+            with torch.inference_mode(False):
+                self._constants[name, device] = torch.from_numpy(values).to(device)
+        return self._constants[name, device]
 
     @property
     def n(self) -> int:
@@ -96,7 +98,7 @@ class Subsets:
     def subset_of_dim(self, device: torch.device | str = "cpu") -> Tensor:
         """(d,) int64 in 1..n."""
         sizes = np.diff([0, *self.ends])
-        return _resident(tuple(np.repeat(np.arange(1, self.n + 1), sizes).tolist()), torch.device(device))
+        return self._resident("subset of dim", np.repeat(np.arange(1, self.n + 1), sizes), torch.device(device))
 
     def dims(self, subset: int) -> slice:
         """The dimensions of subset 1..n."""
@@ -112,7 +114,8 @@ class Subsets:
         if self.choice == "time_tied":
             return (1 + t * self.n // self.times).clamp(max=self.n)
         if self.choice == "profile":
-            return 1 + torch.searchsorted(_resident(tuple(self.boundaries), t.device), t, right=True)
+            table = self._resident("boundaries", np.array(self.boundaries, dtype=np.int64), t.device)
+            return 1 + torch.searchsorted(table, t, right=True)
         return torch.full_like(t, self.n)
 
     def draw(self, seed: int, positions: Tensor) -> Draw:

@@ -114,7 +114,7 @@ def _image_cases(dtype: str) -> Iterator[Case]:
         values = dict.fromkeys(
             ("partial_ptr", "loss_ptr", "frozen_ptr", "x_0_error_ptr", "x_0_error_frozen_ptr"), "fp32"
         )
-        constants = {"BLOCK": recon_loss.SUM_BLOCK, "ACC": tl.float32}
+        constants = {"STEPS": 1, "BLOCK": recon_loss.SUM_BLOCK, "ACC": tl.float32}
         yield Case("recon_loss_sum", dtype, _recon_loss_sum_kernel, {**values, **i64, **tables}, constants, 1)
 
 

@@ -105,6 +105,7 @@ def _adagn_merge_kernel(
     C: tl.constexpr,
     WIDTH: tl.constexpr,  # channels of a group
     CHUNK: tl.constexpr,  # pixels of a chunk
+    STEPS: tl.constexpr,  # ceil(chunks / BLOCK_N)
     BLOCK_N: tl.constexpr,
     BLOCK_W: tl.constexpr,
     EPS: tl.constexpr,
@@ -118,7 +119,8 @@ def _adagn_merge_kernel(
     elements = pixels * WIDTH
 
     total = tl.zeros((BLOCK_N, BLOCK_W), ACC)
-    for start in range(0, chunks, BLOCK_N):
+    for step in range(STEPS):
+        start = step * BLOCK_N
         m_i = (start + i < chunks)[:, None] & (o_w < WIDTH)[None, :]
         o_partial = (sample * chunks + start + i)[:, None] * C + group * WIDTH + o_w[None, :]
         count = tl.minimum(pixels - (start + i) * CHUNK, CHUNK).to(ACC)[:, None]
@@ -126,7 +128,8 @@ def _adagn_merge_kernel(
     mean = tl.sum(tl.sum(total, axis=1), axis=0) / elements
 
     squares = tl.zeros((BLOCK_N, BLOCK_W), ACC)
-    for start in range(0, chunks, BLOCK_N):
+    for step in range(STEPS):
+        start = step * BLOCK_N
         m_i = (start + i < chunks)[:, None] & (o_w < WIDTH)[None, :]
         o_partial = (sample * chunks + start + i)[:, None] * C + group * WIDTH + o_w[None, :]
         count = tl.minimum(pixels - (start + i) * CHUNK, CHUNK).to(ACC)[:, None]
@@ -256,6 +259,7 @@ def _adagn_reduce_kernel(
     WIDTH: tl.constexpr,
     HAS_TIME: tl.constexpr,
     HAS_Z: tl.constexpr,
+    STEPS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_W: tl.constexpr,
     ACC: tl.constexpr,
@@ -268,7 +272,8 @@ def _adagn_reduce_kernel(
     m_c = o_w < WIDTH
     c = group * WIDTH + o_w
     s_1, s_2 = tl.zeros((BLOCK_N, BLOCK_W), ACC), tl.zeros((BLOCK_N, BLOCK_W), ACC)
-    for start in range(0, chunks, BLOCK_N):
+    for step in range(STEPS):
+        start = step * BLOCK_N
         m_i = (start + i < chunks)[:, None] & m_c[None, :]
         o_partial = (sample * chunks + start + i)[:, None] * C + c[None, :]
         s_1 += tl.load(s_1_ptr + o_partial, mask=m_i, other=0.0)

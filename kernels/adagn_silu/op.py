@@ -96,7 +96,8 @@ def tiling(channels: int, pixels: int) -> dict[str, int]:
 def merging(chunks: int, width: int) -> dict[str, int]:
     """Block and warps of the second stage for groups of ``width`` channels: 8 elements a thread."""
     block_n, block_w = min(MERGE_BLOCK, tensors.power_of_two(chunks)), tensors.power_of_two(width)
-    return {"BLOCK_N": block_n, "BLOCK_W": block_w, "num_warps": max(1, min(8, block_n * block_w // 256))}
+    warps = max(1, min(8, block_n * block_w // 256))
+    return {"STEPS": -(-chunks // block_n), "BLOCK_N": block_n, "BLOCK_W": block_w, "num_warps": warps}
 
 
 class _Launch:

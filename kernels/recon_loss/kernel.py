@@ -87,6 +87,7 @@ def _recon_loss_sum_kernel(
     weight_ptr,
     n,
     blocks,
+    STEPS: tl.constexpr,  # ceil(blocks / BLOCK)
     BLOCK: tl.constexpr,
     ACC: tl.constexpr,
 ):
@@ -94,9 +95,9 @@ def _recon_loss_sum_kernel(
     sample = tl.program_id(0).to(tl.int64)
     o_i = tl.arange(0, BLOCK)
     with_g, without = tl.zeros((BLOCK,), ACC), tl.zeros((BLOCK,), ACC)
-    for start in range(0, blocks, BLOCK):
-        m_i = start + o_i < blocks
-        o_partial = (sample * blocks + start + o_i) * 2
+    for step in range(STEPS):
+        i = step * BLOCK + o_i
+        o_partial, m_i = (sample * blocks + i) * 2, i < blocks
         with_g += tl.load(partial_ptr + o_partial, mask=m_i, other=0.0)
         without += tl.load(partial_ptr + o_partial + 1, mask=m_i, other=0.0)
     error, error_frozen = tl.sum(with_g, axis=0) / n, tl.sum(without, axis=0) / n

@@ -144,7 +144,7 @@ def _recon_loss(
         )  # fmt: skip
         _recon_loss_sum_kernel[(batch,)](
             partial, loss, frozen, x_0_error, x_0_error_frozen, time, alpha_bar, weight, n, blocks,
-            BLOCK=SUM_BLOCK, ACC=acc, num_warps=1, enable_fp_fusion=True,
+            STEPS=-(-blocks // SUM_BLOCK), BLOCK=SUM_BLOCK, ACC=acc, num_warps=1, enable_fp_fusion=True,
         )  # fmt: skip
     return loss, frozen, x_0_error, x_0_error_frozen, gradient
 

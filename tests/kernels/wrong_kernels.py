@@ -122,8 +122,8 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
         (
             "only the first partial sums count",
             "recon_loss/kernel.py",
-            "range(0, blocks, BLOCK)",
-            "range(0, 1, BLOCK)",
+            "range(STEPS)",
+            "range(1)",
         ),
         (
             "the SNR is upside down",
