@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import triton  # noqa: F401  (imported before the forks, which then need not)
+import torch._dynamo  # here, so that no fork has to: the operations load it at their first call
+import triton  # noqa: F401
 from wrong_kernels import MUTANTS
 
 TESTS = Path(__file__).resolve().parent
