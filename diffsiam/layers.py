@@ -1,4 +1,6 @@
-"""Blocks shared by the frozen U-Net and the trainable decoder; parameter names follow guided diffusion, so its files load as they are."""
+"""Blocks shared by the frozen U-Net and the trainable decoder; parameter names follow guided diffusion, so
+its files load as they are.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.adagn_silu.ref import adagn_silu
+from kernels.adagn_silu.op import adagn_silu
 
 M = TypeVar("M", bound=nn.Module)
 
 
 def group_count(channels: int) -> int:
-    """Groups of a GroupNorm: 32 as in every published model, groups of 4 channels where 32 does not fit (small models)."""
+    """Groups of a GroupNorm: 32 as in every published model, groups of 4 channels where 32 does not fit
+    (small models).
+    """
     return 32 if channels >= 64 and channels % 32 == 0 else max(1, channels // 4)
 
 
@@ -32,7 +36,9 @@ def zeroed(module: M) -> M:
 
 
 def timestep_embedding(t: Tensor, channels: int) -> Tensor:
-    """Sinusoids of the integer time t (B,), (B, channels) float32: [cos, sin] of t exp(-ln(10000) i / half), i = 0 .. half - 1."""
+    """Sinusoids of the integer time t (B,), (B, channels) float32: [cos, sin] of t exp(-ln(10000) i / half),
+    i = 0 .. half - 1.
+    """
     half = channels // 2
     frequency = torch.exp(-math.log(10000) / half * torch.arange(half, dtype=torch.float32, device=t.device))
     angle = t[:, None].float() * frequency
@@ -40,14 +46,16 @@ def timestep_embedding(t: Tensor, channels: int) -> Tensor:
 
 
 class ResBlock(nn.Module):
-    """x -> skip(x) + conv(dropout(SiLU(AdaGN(conv(resample(SiLU(GN(x)))), time, z)))), the last conv zero-initialised.
+    """x -> skip(x) + conv(dropout(SiLU(AdaGN(conv(resample(SiLU(GN(x)))), time, z)))), the last conv zero-
+    initialised.
 
     Args:
         c_in, c_out: channels.
         embedding: channels of the time (and z) embedding.
         dropout: probability before the last conv.
         resample: None, "down" (2x2 mean) or "up" (nearest), applied to both branches.
-        conditioned: the block also takes a z embedding, as (1 + s_z) h + b_z after the time modulation (PDAE's shift block).
+        conditioned: the block also takes a z embedding, as (1 + s_z) h + b_z after the time modulation
+            (PDAE's shift block).
     """
 
     def __init__(

@@ -12,12 +12,16 @@ from diffsiam.schedule import Schedule
 from diffsiam.simsiam import SimSiam, encode_views
 from diffsiam.subsets import Draw, Subsets
 from diffsiam.unet import UNet
-from kernels.noise_jump.ref import noise_jump, to_unit_range
-from kernels.recon_loss.ref import ReconLoss, recon_loss, recon_target
+from kernels.noise_jump.op import noise_jump
+from kernels.noise_jump.ref import to_unit_range
+from kernels.recon_loss.op import recon_loss
+from kernels.recon_loss.ref import ReconLoss
 
 
 class Losses(NamedTuple):
-    """What a batch gives: the scalar to minimise, and per-sample values for the metrics (absent parts are None)."""
+    """What a batch gives: the scalar to minimise, and per-sample values for the metrics (absent parts are
+    None).
+    """
 
     total: Tensor  # 0-d, Eq. 3.12 with its two weights
     draw: Draw | None
@@ -30,13 +34,14 @@ class Prediction(NamedTuple):
     """One noised batch and both networks' answers, images (B, 3, H, W)."""
 
     x_level: Tensor
-    eps: Tensor
+    eps: Tensor | None  # the noise in x_level, where it exists in memory (the kernels never store it)
     eps_theta: Tensor
     g: Tensor
 
 
 class DiffSiam(nn.Module):
-    """The trainable part (encoder f, decoder g, SimSiam head) and its loss. The frozen U-Net is used, never owned.
+    """The trainable part (encoder f, decoder g, SimSiam head) and its loss. The frozen U-Net is used, never
+    owned.
 
     Args:
         encoder: f, images in [-1, 1] -> z (B, d).
@@ -45,8 +50,8 @@ class DiffSiam(nn.Module):
         frozen: u_theta in eval mode without gradients, or None when only SimSiam is trained.
         schedule, subsets: the constants of the method.
         loss_weight, simsiam_weight: factors of Eq. 3.12's two terms.
-        time_told: "t" tells the networks t while the image has level t + k (thesis Eq. 3.11); "t_plus_k" tells them the truth, and
-            takes lambda, w and the target there too.
+        time_told: "t" tells the networks t while the image has level t + k (thesis Eq. 3.11); "t_plus_k"
+            tells them the truth, and takes lambda, w and the target there too.
     """
 
     def __init__(
@@ -63,7 +68,10 @@ class DiffSiam(nn.Module):
     ):
         super().__init__()
         self.encoder, self.decoder, self.simsiam = encoder, decoder, simsiam
-        self._outside = (frozen, schedule)  # a tuple keeps them out of parameters, checkpoints and the optimizer
+        self._outside = (
+            frozen,
+            schedule,
+        )  # a tuple keeps them out of parameters, checkpoints and the optimizer
         self.subsets = subsets
         self.loss_weight, self.simsiam_weight, self.time_told = loss_weight, simsiam_weight, time_told
 
@@ -77,7 +85,14 @@ class DiffSiam(nn.Module):
     def schedule(self) -> Schedule:
         return self._outside[1]
 
-    def forward(self, x_0: Tensor, positions: Tensor, seed: int, view_1: Tensor | None = None, view_2: Tensor | None = None) -> Losses:
+    def forward(
+        self,
+        x_0: Tensor,
+        positions: Tensor,
+        seed: int,
+        view_1: Tensor | None = None,
+        view_2: Tensor | None = None,
+    ) -> Losses:
         """Loss of a batch (Algorithm 1, Eq. 3.12).
 
         Args:
@@ -102,12 +117,15 @@ class DiffSiam(nn.Module):
         """Eq. 3.11 for features z (B, d) at the drawn t, level and k."""
         time = draw.level if self.time_told == "t_plus_k" else draw.t
         x = self.predict(x_0, self.subsets.mask_at(z, draw.k), draw.level, time, positions, seed)
-        at = self.schedule.at
-        target = recon_target(to_unit_range(x_0), x.eps, at("alpha_bar", draw.level), at("alpha_bar", time))
-        return recon_loss(x.eps_theta, x.g, target, at("shift", time), at("weight", time), at("snr", time))
+        tables = (self.schedule.alpha_bar, self.schedule.shift, self.schedule.weight)
+        return recon_loss(x_0, x.eps_theta, x.g, draw.level, time, *tables, seed, positions, x.eps)
 
-    def predict(self, x_0: Tensor, z_bar: Tensor, level: Tensor, time: Tensor, positions: Tensor, seed: int) -> Prediction:
-        """Noise x_0 to ``level``, run the frozen encoder once, and both decoders on its features told ``time``."""
+    def predict(
+        self, x_0: Tensor, z_bar: Tensor, level: Tensor, time: Tensor, positions: Tensor, seed: int
+    ) -> Prediction:
+        """Noise x_0 to ``level``, run the frozen encoder once, and both decoders on its features told
+        ``time``.
+        """
         assert self.decoder is not None
         x_level, eps = noise_jump(x_0, level, self.schedule.alpha_bar, seed, positions)
         with torch.no_grad():
@@ -117,7 +135,9 @@ class DiffSiam(nn.Module):
 
 
 class Diffusion(nn.Module):
-    """Pretraining of u_theta by Eq. 3.4 in its usual epsilon form, mean |eps - eps_theta(x_t, t)|^2 with t ~ U{0..T-1} (DDPM, Eq. 14)."""
+    """Pretraining of u_theta by Eq. 3.4 in its usual epsilon form, mean |eps - eps_theta(x_t, t)|^2 with t ~
+    U{0..T-1} (DDPM, Eq. 14).
+    """
 
     def __init__(self, unet: UNet, schedule: Schedule):
         super().__init__()
@@ -131,5 +151,6 @@ class Diffusion(nn.Module):
     def forward(self, x_0: Tensor, positions: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """uint8 x_0 (B, H, W, 3) -> per-sample loss (B,) and t (B,)."""
         t = Subsets([1], jump=False, steps=self.schedule.steps).draw(seed, positions).t
-        x_t, eps = noise_jump(x_0, t, self.schedule.alpha_bar, seed, positions)
+        x_t, eps = noise_jump(x_0, t, self.schedule.alpha_bar, seed, positions, return_eps=True)
+        assert eps is not None
         return (self.unet(x_t, t).float() - eps).square().mean(dim=(1, 2, 3)), t

@@ -1,4 +1,6 @@
-"""Which subsets of z exist, and which of them is trained at which time (thesis section 3.2, Algorithm 1, section 4.3)."""
+"""Which subsets of z exist, and which of them is trained at which time (thesis section 3.2, Algorithm 1,
+section 4.3).
+"""
 
 from __future__ import annotations
 
@@ -10,19 +12,20 @@ import torch
 from torch import Tensor
 
 from kernels.philox import STREAM_K, STREAM_T, randint
-from kernels.subset_mask.ref import subset_mask
+from kernels.subset_mask.op import subset_mask
 
 
 def balanced_ends(dim: int, n: int) -> list[int]:
-    """Cumulative ends of n subsets of equal size (the thesis' even partition): end_i = floor(d / n (i + 1))."""
+    """Cumulative ends of n subsets of equal size (the thesis' even partition): end_i = floor(d / n (i +
+    1))."""
     return [dim * (i + 1) // n for i in range(n)]
 
 
 def staged_ends(n: int, steps: int, stages: list[int], dims_per_stage: list[int]) -> list[int]:
     """Cumulative ends of n subsets whose sizes follow stages of time (DiTi's unbalanced split).
 
-    Subset i serves the times from ceil(i T / n) on and belongs to the first stage that ends after it. A stage's dims are shared out
-    evenly over its subsets, the last one taking the remainder.
+    Subset i serves the times from ceil(i T / n) on and belongs to the first stage that ends after it. A
+    stage's dims are shared out evenly over its subsets, the last one taking the remainder.
 
     Args:
         n, steps: number of subsets, T.
@@ -38,7 +41,9 @@ def staged_ends(n: int, steps: int, stages: list[int], dims_per_stage: list[int]
     for stage, dims in enumerate(dims_per_stage):
         count = stage_of.count(stage)
         if count == 0 or dims < count:
-            raise ValueError(f"stage {stage} (ends at t = {stages[stage]}) has {count} subsets and {dims} dims")
+            raise ValueError(
+                f"stage {stage} (ends at t = {stages[stage]}) has {count} subsets and {dims} dims"
+            )
         sizes = [dims // count] * (count - 1)
         for size in [*sizes, dims - sum(sizes)]:
             ends.append((ends[-1] if ends else 0) + size)
@@ -59,8 +64,9 @@ class Subsets:
 
     Attributes:
         ends: cumulative ends of the n subsets in z; the last one is d.
-        choice: "random" (Algorithm 1: k ~ U{1..n}, independent of t), "time_tied" (k = 1 + floor(t n / number of times), as DiTi),
-            "profile" (k counts the ``boundaries`` at or below t), "full" (k = n: the whole z, as PDAE).
+        choice: "random" (Algorithm 1: k ~ U{1..n}, independent of t), "time_tied" (k = 1 + floor(t n / number
+            of times), as DiTi), "profile" (k counts the ``boundaries`` at or below t), "full" (k = n: the
+            whole z, as PDAE).
         mask: "hierarchical" (subsets 1..k) or "sequential" (subset k alone).
         detach: train subset k only (thesis section 4.3.2).
         jump: noise the image k steps further than t (thesis) or not (PDAE, DiTi).
@@ -75,6 +81,18 @@ class Subsets:
     jump: bool = True
     steps: int = 1000
     boundaries: list[int] = field(default_factory=list)
+    _constants: dict[tuple[str, torch.device], Tensor] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def _resident(self, name: str, values: np.ndarray, device: torch.device) -> Tensor:
+        """Constants on the device, copied there once: a copy in every step would make the host wait for the
+        GPU.
+        """
+        if (name, device) not in self._constants:
+            with torch.inference_mode(False):
+                self._constants[name, device] = torch.from_numpy(values).to(device)
+        return self._constants[name, device]
 
     @property
     def n(self) -> int:
@@ -88,7 +106,9 @@ class Subsets:
     def subset_of_dim(self, device: torch.device | str = "cpu") -> Tensor:
         """(d,) int64 in 1..n."""
         sizes = np.diff([0, *self.ends])
-        return torch.from_numpy(np.repeat(np.arange(1, self.n + 1), sizes)).to(device)
+        return self._resident(
+            "subset of dim", np.repeat(np.arange(1, self.n + 1), sizes), torch.device(device)
+        )
 
     def dims(self, subset: int) -> slice:
         """The dimensions of subset 1..n."""
@@ -100,16 +120,20 @@ class Subsets:
         return self.choice in ("time_tied", "profile")
 
     def at_time(self, t: Tensor) -> Tensor:
-        """k of each time (B,) under the tied choices, n for the others: the subsets that a sampler at time t may use."""
+        """k of each time (B,) under the tied choices, n for the others: the subsets that a sampler at time t
+        may use.
+        """
         if self.choice == "time_tied":
             return (1 + t * self.n // self.times).clamp(max=self.n)
         if self.choice == "profile":
-            table = torch.tensor(self.boundaries, dtype=torch.int64, device=t.device)
+            table = self._resident("boundaries", np.array(self.boundaries, dtype=np.int64), t.device)
             return 1 + torch.searchsorted(table, t, right=True)
         return torch.full_like(t, self.n)
 
     def draw(self, seed: int, positions: Tensor) -> Draw:
-        """t, noise level and k of the samples at ``positions`` (B,) int64, as pure functions of (seed, position)."""
+        """t, noise level and k of the samples at ``positions`` (B,) int64, as pure functions of (seed,
+        position).
+        """
         t = randint(seed, positions, self.times, STREAM_T)
         free = 1 + randint(seed, positions, self.n, STREAM_K)
         k = free if self.choice == "random" else self.at_time(t)
@@ -124,9 +148,9 @@ class Subsets:
 def profile_boundaries(times: np.ndarray, error: np.ndarray, n: int, floor: float = 0.01) -> list[int]:
     """Boundaries of n subsets where the frozen model's own loss of information puts them.
 
-    The relative error of x_0_hat grows from 0 (nothing lost) to 1 (everything lost). Each subset takes an equal share of the
-    logarithm of that growth, counted from ``floor``, below which nothing visible is lost: equal shares of log error are equal shares
-    of rate for a Gaussian source (R = 1/2 log(variance / error)).
+    The relative error of x_0_hat grows from 0 (nothing lost) to 1 (everything lost). Each subset takes an
+    equal share of the logarithm of that growth, counted from ``floor``, below which nothing visible is lost:
+    equal shares of log error are equal shares of rate for a Gaussian source (R = 1/2 log(variance / error)).
 
     Args:
         times: (M,) ascending times at which the error was measured.

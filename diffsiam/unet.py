@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from diffsiam.attention import AttentionBlock, head_count
 from diffsiam.layers import ResBlock, Stage, group_norm, timestep_embedding, zeroed
+from kernels.adagn_silu.op import adagn_silu
 
 
 @dataclass(frozen=True)
@@ -93,11 +94,17 @@ def output_blocks(config: UNetConfig, dropout: float, conditioned: bool = False)
     return blocks
 
 
-def output_head(channels: int, out_channels: int) -> nn.Sequential:
-    """GroupNorm, SiLU, zero-initialised 3x3 conv."""
-    return nn.Sequential(
-        group_norm(channels), nn.SiLU(), zeroed(nn.Conv2d(channels, out_channels, 3, padding=1))
-    )
+class OutputHead(nn.Sequential):
+    """GroupNorm and SiLU (in one operation), then a zero-initialised 3x3 conv."""
+
+    def __init__(self, channels: int, out_channels: int):
+        super().__init__(
+            group_norm(channels), nn.SiLU(), zeroed(nn.Conv2d(channels, out_channels, 3, padding=1))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        norm, _, conv = self
+        return conv(adagn_silu(x, norm.num_groups, norm.weight, norm.bias, eps=norm.eps))
 
 
 def run_output_blocks(
@@ -134,7 +141,7 @@ class UNet(nn.Module):
                 )
         self.middle_block = middle_blocks(config, config.dropout)
         self.output_blocks = output_blocks(config, config.dropout)
-        self.out = output_head(widths[0], 6 if config.learn_sigma else 3)
+        self.out = OutputHead(widths[0], 6 if config.learn_sigma else 3)
 
     def encode(self, x: Tensor, t: Tensor) -> Features:
         """x (B, 3, H, W) in noised [-1, 1] units and integer times (B,) -> skips of every input block and the

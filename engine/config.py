@@ -231,8 +231,10 @@ class ParallelConfig(Section):
 class KernelsConfig(Section):
     """The operations that the step is made of."""
 
-    backend: Literal["auto", "reference"] = "auto"
-    """"auto": the fastest there is, which is printed; "reference": the PyTorch reference."""
+    backend: Literal["auto", "triton", "reference"] = "auto"
+    """"auto": Triton on CUDA, the PyTorch reference elsewhere; which one runs is printed. "triton": Triton or
+    an error (on the CPU only in its interpreter, with TRITON_INTERPRET=1). "reference": the PyTorch
+    reference."""
 
 
 class LogConfig(Section):

@@ -13,6 +13,7 @@ from diffsiam.attention import Attend, choose_attention, set_attention
 from diffsiam.unet import UNet
 from engine.config import Config
 from engine.errors import UsageError
+from kernels.backend import chosen, set_backend
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,12 @@ def choose_policy(config: Config, device: torch.device) -> Policy:
     """Decide for this device.
 
     Raises:
-        UsageError: bf16 was asked for on a GPU that has none.
+        UsageError: bf16 was asked for on a GPU that has none, or Triton where it cannot run.
     """
     autocast, precision = _precision(config, device)
     dtype = autocast if autocast is not None and device.type == "cuda" else torch.float32
     attend, attention = choose_attention(device, dtype)
     compiles = config.train.compile == "auto" and device.type == "cuda"
-    kernels = "PyTorch reference" + _because("kernels.backend=reference", config.kernels.backend != "auto")
     if compiles:
         networks = "torch.compile"
     elif config.train.compile == "off":
@@ -60,14 +60,20 @@ def choose_policy(config: Config, device: torch.device) -> Policy:
     rows = (
         ("precision", precision),
         ("attention", attention),
-        ("kernels", kernels),
+        ("kernels", _kernels(config, device)),
         ("networks", networks),
     )
     return Policy(device, autocast, dtype, attend, compiles, rows)
 
 
-def _because(reason: str, holds: bool) -> str:
-    return f": {reason}" if holds else ""
+def _kernels(config: Config, device: torch.device) -> str:
+    """Set the backend of all operations of this process and say which it is."""
+    set_backend(config.kernels.backend)
+    try:
+        name, reason = chosen(device)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return f"{name}: {reason}"
 
 
 def _precision(config: Config, device: torch.device) -> tuple[torch.dtype | None, str]:

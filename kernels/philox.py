@@ -1,14 +1,16 @@
 """Philox-4x32-10 (Salmon et al., SC 2011): every random number of the engine as a pure function of its name.
 
-A number is named by (seed, position, stream, element): the 64-bit seed is the key, and the 128-bit counter holds
+A number is named by (seed, position, stream, element): the 64-bit seed is the key, and the 128-bit counter
+holds
 
-    c0 = element // 4      c1, c2 = position of the sample in the global stream (low, high 32 bits)      c3 = stream
+    c0 = element // 4   c1, c2 = position of the sample in the global stream (low, high 32 bits)   c3 = stream
 
-so neither rank, batch split, worker count, block size nor wall clock can enter. Torch and NumPy give the same bits; 32-bit
-words live in int64, whose products wrap modulo 2^64 and so keep the low 32 bits exact.
+so neither rank, batch split, worker count, block size nor wall clock can enter. Torch and NumPy give the same
+bits; 32-bit words live in int64, whose products wrap modulo 2^64 and so keep the low 32 bits exact.
 
-Uniforms and normals follow the conventions of Triton's ``tl.rand`` and ``tl.randn4x`` (Box-Muller on words 0, 1 and 2, 3, first uniform
-clamped at 1e-7, hence |normal| <= 5.68), so that a kernel drawing in registers can be held against this file.
+Uniforms and normals follow the conventions of Triton's ``tl.rand`` and ``tl.randn4x`` (Box-Muller on words 0,
+1 and 2, 3, first uniform clamped at 1e-7, hence |normal| <= 5.68), so that a kernel drawing in registers can
+be held against this file.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-STREAM_NOISE, STREAM_T, STREAM_K, STREAM_FLIP, STREAM_VIEW_1, STREAM_VIEW_2, STREAM_ORDER, STREAM_EVAL = range(8)
+STREAM_NOISE, STREAM_T, STREAM_K, STREAM_FLIP, STREAM_VIEW_1, STREAM_VIEW_2, STREAM_ORDER, STREAM_EVAL = (
+    range(8)
+)
 
 ROUNDS = 10
 M0, M1 = 0xD2511F53, 0xCD9E8D57
@@ -48,16 +52,22 @@ def _multiply(a, b: int):
 
 def philox4x32(counter: Tensor, key: tuple[int, int]) -> Tensor:
     """Philox-4x32-10 of ``counter`` (..., 4) int64 holding 32-bit words; returns the same shape and range."""
-    return torch.stack(_rounds(*counter.unbind(-1), *key), dim=-1)
+    c0, c1, c2, c3 = counter.unbind(-1)
+    return torch.stack(_rounds(c0, c1, c2, c3, *key), dim=-1)
 
 
-def seed_key(seed: int) -> tuple[int, int]:
-    """The key (low, high 32 bits) of a seed in [0, 2^64)."""
+Seed = (
+    int | Tensor
+)  # in [0, 2^64), or its 64 bits as a 0-d int64 tensor: numbers in a captured graph would be frozen
+
+
+def seed_key(seed: Seed) -> tuple[Seed, Seed]:
+    """The key (low, high 32 bits) of a seed."""
     return seed & MASK, (seed >> 32) & MASK
 
 
-def words(seed: int, positions: Tensor, count: int, stream: int) -> Tensor:
-    """``count`` 32-bit words of each position, (B, 4 * ceil(count / 4)) int64; ``positions`` is (B,) int64."""
+def words(seed: Seed, positions: Tensor, count: int, stream: int) -> Tensor:
+    """``count`` 32-bit words of each position (B,) int64: (B, 4 * ceil(count / 4)) int64."""
     quads = (count + 3) // 4
     c0 = torch.arange(quads, dtype=torch.int64, device=positions.device).expand(len(positions), quads)
     c1 = (positions & MASK)[:, None].expand_as(c0)
@@ -71,20 +81,20 @@ def _to_uniform(word: Tensor) -> Tensor:
     return torch.where(signed < 0, -signed - 1, signed).to(torch.float32) * UNIFORM_SCALE
 
 
-def uniform(seed: int, positions: Tensor, count: int, stream: int) -> Tensor:
+def uniform(seed: Seed, positions: Tensor, count: int, stream: int) -> Tensor:
     """Uniform float32 in [0, 1), (B, count), for positions (B,) int64."""
     return _to_uniform(words(seed, positions, count, stream))[:, :count]
 
 
-def normal(seed: int, positions: Tensor, count: int, stream: int) -> Tensor:
-    """Standard normal float32, (B, count), for positions (B,) int64: Box-Muller, cosine then sine of each pair."""
+def normal(seed: Seed, positions: Tensor, count: int, stream: int) -> Tensor:
+    """Standard normal float32, (B, count), for positions (B,) int64: Box-Muller, cosine then sine."""
     u = _to_uniform(words(seed, positions, count, stream))
     u_1, u_2 = u[:, 0::2].clamp_min(SMALLEST_UNIFORM), u[:, 1::2]
     radius, angle = torch.sqrt(-2.0 * torch.log(u_1)), (2.0 * math.pi) * u_2
     return torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1).flatten(1)[:, :count]
 
 
-def randint(seed: int, positions: Tensor, high: int, stream: int) -> Tensor:
+def randint(seed: Seed, positions: Tensor, high: int, stream: int) -> Tensor:
     """Uniform int64 in [0, high), (B,): the high half of word x high, whose bias is below high / 2^32."""
     return words(seed, positions, 1, stream)[:, 0] * high >> 32
 

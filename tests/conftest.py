@@ -1,8 +1,23 @@
 """What every test runs under: one thread, one seed, and networks whose zero-initialised layers came alive."""
 
+import os
+
 import pytest
 import torch
 from torch import nn
+
+# Kernels are tested on a GPU, or in Triton's interpreter by a process of their own
+# (test_kernels_interpreted.py).
+collect_ignore = [] if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1" else ["kernels"]
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Show what passing tests recorded as ``shown``: summaries of other processes, the list of mutants."""
+    passed = (dict(report.user_properties).get("shown") for report in terminalreporter.getreports("passed"))
+    lines = [text for text in passed if text]
+    if lines:
+        terminalreporter.section("kernels")
+        terminalreporter.write_line("\n".join(lines))
 
 
 @pytest.fixture(autouse=True)

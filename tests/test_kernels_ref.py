@@ -8,7 +8,7 @@ import torch
 from kernels.adagn_silu.ref import adagn_silu
 from kernels.noise_jump.ref import noise_for, noise_jump, to_unit_range
 from kernels.philox import STREAM_NOISE, normal
-from kernels.recon_loss.ref import recon_loss, recon_target
+from kernels.recon_loss.ref import recon_target, weighted_error
 from kernels.subset_mask.ref import subset_mask
 
 EPSILON = 2.0**-24  # half a unit in the last place of 1 in float32
@@ -75,7 +75,7 @@ class TestReconLoss:
 
     @pytest.fixture
     def parts(self):
-        """Arguments of recon_loss: eps_theta, g, target and s_t, lambda_t, SNR_t of four samples."""
+        """Arguments of weighted_error: eps_theta, g, target and s_t, lambda_t, SNR_t of four samples."""
         images = (torch.randn(self.SHAPE) for _ in range(3))
         shift, weight, snr = -torch.rand(4), torch.rand(4), torch.rand(4) + 0.1
         return *images, per_sample(shift), per_sample(weight), per_sample(snr)
@@ -90,7 +90,7 @@ class TestReconLoss:
             with_g / snr.flatten(),
             without / snr.flatten(),
         )
-        for found, formula in zip(recon_loss(*parts), expected, strict=True):
+        for found, formula in zip(weighted_error(*parts), expected, strict=True):
             assert found.dtype == torch.float32
             assert torch.allclose(found.double(), formula, rtol=1e-5)
 
@@ -98,7 +98,7 @@ class TestReconLoss:
         eps_theta, g, target, shift, weight, snr = parts
         g.requires_grad_()
         upstream = torch.randn(4)
-        recon_loss(*parts).loss.backward(upstream)
+        weighted_error(*parts).loss.backward(upstream)
         pixels = g[0].numel()
         residual = eps_theta.double() + shift.double() * g.detach().double() - target.double()
         expected = per_sample(upstream) * 2 / pixels * weight * shift * residual
@@ -106,13 +106,13 @@ class TestReconLoss:
 
     def test_only_the_loss_leads_back_to_g(self, parts):
         parts[1].requires_grad_()
-        needs_grad = {name: value.requires_grad for name, value in recon_loss(*parts)._asdict().items()}
+        needs_grad = {name: value.requires_grad for name, value in weighted_error(*parts)._asdict().items()}
         assert needs_grad == {"loss": True, "frozen": False, "x_0_error": False, "x_0_error_frozen": False}
 
     def test_half_precision_predictions_are_compared_in_full_precision(self, parts):
         eps_theta, g = parts[0].bfloat16(), parts[1].bfloat16()
-        half = recon_loss(eps_theta, g, *parts[2:])
-        full = recon_loss(eps_theta.float(), g.float(), *parts[2:])
+        half = weighted_error(eps_theta, g, *parts[2:])
+        full = weighted_error(eps_theta.float(), g.float(), *parts[2:])
         assert all(torch.equal(a, b) for a, b in zip(half, full, strict=True))
 
     def test_the_target_is_the_noise_itself_where_the_networks_are_told_the_true_level(self):

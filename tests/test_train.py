@@ -9,7 +9,18 @@ import time
 from pathlib import Path
 
 import pytest
-from training import ROOT, TINY, differing, environment, finish, logged, start, start_ranks, tensors, write_config
+from training import (
+    ROOT,
+    TINY,
+    differing,
+    environment,
+    finish,
+    logged,
+    start,
+    start_ranks,
+    tensors,
+    write_config,
+)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +74,13 @@ def test_a_checkpoint_of_two_ranks_resumes_on_one(straight, two_ranks, tmp_path)
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
 def test_zero_stages_two_and_three_resume_bit_identically(straight, tmp_path, stage):
-    arguments = ["--config", str(straight / "tiny.json"), f"parallel.zero={stage}", "train.steps=4", "log.save_every=2"]
+    arguments = [
+        "--config",
+        str(straight / "tiny.json"),
+        f"parallel.zero={stage}",
+        "train.steps=4",
+        "log.save_every=2",
+    ]
     finish(*start_ranks(2, [*arguments, f"run.dir={tmp_path / 'straight'}"]))
     finish(*start_ranks(2, [*arguments, f"run.dir={tmp_path / 'resumed'}", "train.steps=2"]))
     finish(*start_ranks(2, [*arguments, f"run.dir={tmp_path / 'resumed'}"]))
@@ -75,7 +92,11 @@ def test_sigterm_saves_and_leaves_and_the_run_goes_on_as_if_nothing_had_happened
     process = start([*arguments, "train.steps=100000"])
     metrics = tmp_path / "metrics.jsonl"
     until = time.monotonic() + 120
-    while not (metrics.exists() and metrics.read_text().strip()) and process.poll() is None and time.monotonic() < until:
+    while (
+        not (metrics.exists() and metrics.read_text().strip())
+        and process.poll() is None
+        and time.monotonic() < until
+    ):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     output = finish(process)[0]
@@ -90,7 +111,16 @@ def test_sigterm_saves_and_leaves_and_the_run_goes_on_as_if_nothing_had_happened
 def test_the_deepspeed_launcher_runs_it_on_two_ranks(straight, tmp_path):
     launcher = Path(sys.executable).with_name("deepspeed")
     arguments = ["--config", str(straight / "tiny.json"), f"run.dir={tmp_path}", "train.steps=2"]
-    command = [str(launcher), "--quiet", "--num_gpus", "2", "--master_port", "29731", "engine/train.py", *arguments]
+    command = [
+        str(launcher),
+        "--quiet",
+        "--num_gpus",
+        "2",
+        "--master_port",
+        "29731",
+        "engine/train.py",
+        *arguments,
+    ]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "2 ranks, ZeRO 1" in done.stdout
@@ -119,7 +149,9 @@ def test_bad_input_ends_at_once_in_one_line_with_exit_code_two(arguments, said):
 
 
 def test_a_run_refuses_to_go_on_with_another_model(straight):
-    process = start(["--config", str(straight / "tiny.json"), f"run.dir={straight / 'run'}", "encoder.dim=128"])
+    process = start(
+        ["--config", str(straight / "tiny.json"), f"run.dir={straight / 'run'}", "encoder.dim=128"]
+    )
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 2
     assert "encoder.dim: 64 -> 128" in output
@@ -129,7 +161,12 @@ def test_a_pretrained_diffusion_model_becomes_the_frozen_model_of_a_run(tmp_path
     pretraining = {key: value for key, value in TINY.items() if key in ("data", "train", "log")}
     architecture = {key: value for key, value in TINY["frozen"].items() if key != "weights"}
     values = pretraining | {"task": "diffusion", "frozen": architecture}
-    arguments = ["--config", str(write_config(tmp_path / "dm.json", values)), f"run.dir={tmp_path / 'dm'}", "train.steps=2"]
+    arguments = [
+        "--config",
+        str(write_config(tmp_path / "dm.json", values)),
+        f"run.dir={tmp_path / 'dm'}",
+        "train.steps=2",
+    ]
     finish(start([*arguments, "log.grid_every=2"]))
     assert (tmp_path / "dm" / "grids" / "step_00000002.png").exists()
     config = write_config(tmp_path / "tiny.json")

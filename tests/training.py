@@ -39,7 +39,9 @@ def write_config(path: Path, values: dict = TINY) -> Path:
 
 
 def environment(**more: str) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
+    kept = {
+        k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
+    }
     return kept | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)} | more
 
 
@@ -57,7 +59,12 @@ def start_ranks(world: int, arguments: list[str]) -> list[subprocess.Popen]:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     places = [{"RANK": str(r), "LOCAL_RANK": str(r)} for r in range(world)]
-    shared = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared = {
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
     return [start(arguments, **shared, **place) for place in places]
 
 

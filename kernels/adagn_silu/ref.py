@@ -1,4 +1,5 @@
-"""Adaptive group normalisation and SiLU: y = SiLU((1 + s_z) ((1 + s) GN(x) + b) + b_z), the block between any two convolutions."""
+"""Adaptive group normalisation and SiLU: y = SiLU((1 + s_z) ((1 + s) GN(x) + b) + b_z), the block between any
+two convolutions."""
 
 from __future__ import annotations
 
