@@ -9,7 +9,7 @@ EXTRAS := dev$(if $(GPU),$(comma)gpu)
 # Where there is no GPU, saying so spares DeepSpeed the search and its warnings.
 RUN    := PATH="$(CURDIR)/$(BIN):$$PATH" $(if $(GPU),,DS_ACCELERATOR=cpu) $(BIN)/deepspeed --quiet
 
-.PHONY: help install quickstart test check format bench clean
+.PHONY: help install quickstart test lint check format bench clean
 
 help:  ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -31,9 +31,11 @@ test: install  ## correctness regression tests
 	@echo "left out, known to fail:"; grep -v '^#' tests/known_failures.txt
 	$(BIN)/python -m pytest -n 2 $$(grep -v '^#' tests/known_failures.txt | sed 's/^/--deselect /')
 
-check: install  ## lint, format, types, import directions
+lint: install  ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+check: lint  ## lint, types, import directions
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_house.py
 
