@@ -204,15 +204,17 @@ class Trainer:
         """The inverse of :meth:`full_like_parameters`: what this rank keeps of full tensors."""
         if self.zero < 3:
             return full
-        local = {}
-        for name, tensor in full.items():
-            parameter = dict(self.module.named_parameters()).get(name)
-            local[name] = (
-                tensor
-                if parameter is None
-                else _partition(tensor, parameter.ds_tensor.numel(), self.ranks.rank)
-            )
-        return local
+        parameters = dict(self.module.named_parameters())
+        return {
+            name: self._local(parameters[name], tensor) if name in parameters else tensor
+            for name, tensor in full.items()
+        }
+
+    def _local(self, parameter: nn.Parameter, full: Tensor) -> Tensor:
+        """This rank's flat partition of a full value under ZeRO stage 3, the last one filled up with 0."""
+        size = parameter.ds_tensor.numel()
+        part = full.flatten()[self.ranks.rank * size : (self.ranks.rank + 1) * size]
+        return torch.cat((part, part.new_zeros(size - part.numel())))
 
     def full_optimizer(self) -> dict[str, Tensor]:
         """The optimizer's state as "parameter/state" -> full float32 tensor, on every rank (collective)."""
@@ -228,13 +230,11 @@ class Trainer:
         return state
 
     def load_optimizer(self, state: dict[str, Tensor], steps_done: int) -> None:
-        """Restore what :meth:`full_optimizer` gave after ``steps_done`` steps (collective).
+        """Restore what :meth:`full_optimizer` gave after ``steps_done`` steps.
 
         Raises:
             CheckpointError: the state is that of other parameters.
         """
-        from deepspeed.utils import safe_set_full_optimizer_state
-
         keys = OPTIMIZER_STATE[self.kind]
         self._create_optimizer_state(keys, steps_done)
         for name, p in self.module.named_parameters():
@@ -245,11 +245,20 @@ class Trainer:
                     raise CheckpointError(
                         f"optimizer state {name}/{key} is missing or has another shape than {tuple(shape)}"
                     )
-                if self.zero == 0:
-                    self.optimizer.state[p][key].copy_(value)
-                else:
-                    safe_set_full_optimizer_state(p, value.to(self.ranks.device), key)
+                self._set_optimizer_state(p, key, value.to(self.ranks.device))
         self.steps_done = steps_done
+
+    def _set_optimizer_state(self, p: nn.Parameter, key: str, value: Tensor) -> None:
+        """One parameter's state from its full value."""
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+        if self.zero == 0:
+            self.optimizer.state[p][key].copy_(value)
+        elif self.zero < 3:
+            safe_set_full_optimizer_state(p, value, key)
+        else:
+            # DeepSpeed's setter of full values reads past their end where the ranks do not divide them.
+            safe_set_local_optimizer_state(p, self._local(p, value), key)
 
     def _create_optimizer_state(self, keys: tuple[str, ...], steps_done: int) -> None:
         """Torch's optimizers create their state at the first step; a resumed one needs it before."""
@@ -267,8 +276,3 @@ class Trainer:
         if self.zero in (1, 2):
             # Ties each parameter to its slice of the flat state.
             self.optimizer._lazy_init_hp_params_optimizer_state()
-
-
-def _partition(tensor: Tensor, size: int, rank: int) -> Tensor:
-    flat = tensor.flatten()[rank * size : (rank + 1) * size]
-    return torch.cat((flat, flat.new_zeros(size - flat.numel())))
