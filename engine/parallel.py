@@ -21,6 +21,7 @@ from engine.sync_norm import synchronise_batch_norm
 
 # Adam's and SGD's per-parameter state, as torch names it.
 OPTIMIZER_STATE = {"adam": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
+BUCKET = 10_000_000  # elements; enough to hide a launch, and DeepSpeed's own half a billion takes 2 GB each
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,14 @@ def stop_ranks() -> None:
         dist.destroy_process_group()
 
 
+def bucket_elements(module: nn.Module) -> int:
+    """Elements of the buckets in which gradients are reduced, which are allocated whole: no more than there
+    are gradients, and no less than the largest of them.
+    """
+    sizes = [p.numel() for p in module.parameters() if p.requires_grad]
+    return min(sum(sizes), max(BUCKET, *sizes))
+
+
 class Trainer:
     """A module, its optimizer and DeepSpeed's engine around both.
 
@@ -139,7 +148,12 @@ class Trainer:
             "train_micro_batch_size_per_gpu": micro_batch,
             "gradient_accumulation_steps": accumulation,
             "gradient_clipping": grad_clip or 0.0,
-            "zero_optimization": {"stage": zero, "overlap_comm": zero > 0},
+            "zero_optimization": {
+                "stage": zero,
+                "overlap_comm": zero > 0,
+                "reduce_bucket_size": bucket_elements(module),
+                "allgather_bucket_size": BUCKET,
+            },
             "zero_allow_untested_optimizer": True,
             "torch_autocast": {
                 "enabled": autocast is not None,
