@@ -50,15 +50,14 @@ def _train_and_report(config: Config, source: Source, ranks: Ranks) -> None:
     if resumed:
         check_resumable(resumed, config)
     policy = choose_policy(config, ranks.device)
-    frozen = build_frozen(config)
-    if frozen is not None:
-        frozen = prepare_frozen(frozen, policy)
+    original = build_frozen(config)
+    frozen = None if original is None else prepare_frozen(original, policy)
 
     boundaries = resumed.state["boundaries"] if resumed else _boundaries(config, frozen, source, ranks)
     task: Task = (
         Pretraining(config, policy)
         if config.task == "diffusion"
-        else Representation(config, policy, frozen, boundaries)
+        else Representation(config, policy, frozen, boundaries, start=original)
     )
     state = {
         "config": config.to_dict(),

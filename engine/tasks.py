@@ -62,17 +62,30 @@ class Task(Protocol):
 
 
 class Representation:
-    """Thesis Algorithm 1 and its baselines."""
+    """Thesis Algorithm 1 and its baselines.
 
-    def __init__(self, config: Config, policy: Policy, frozen: UNet | None, boundaries: list[int] | None):
-        self.config, self.policy, self.frozen = config, policy, frozen
+    Args:
+        frozen: the diffusion model as it runs.
+        boundaries: of the subsets, measured for choice "profile".
+        start: the diffusion model in float32, see :func:`engine.build.build_model`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        policy: Policy,
+        frozen: UNet | None,
+        boundaries: list[int] | None,
+        start: UNet | None = None,
+    ):
+        self.config, self.policy, self.frozen, self.start = config, policy, frozen, start
         self.schedule = build_schedule(config).to(policy.device)
         self.subsets = build_subsets(config, boundaries)
         self.views = config.simsiam.weight > 0
         self.headline = ("loss", "reduction", "simsiam") if self.views else ("loss", "reduction")
 
     def build(self) -> DiffSiam:
-        return build_model(self.config, self.frozen, self.schedule, self.subsets)
+        return build_model(self.config, self.frozen, self.schedule, self.subsets, self.start)
 
     def loss(self, forward: Callable[..., Losses], batch: Batch, metrics: Metrics | None = None) -> Tensor:
         out = forward(
