@@ -110,8 +110,8 @@ class EncoderConfig(Section):
     """"resnet10": the thesis' text; "pdae": the small convolutional encoder (64 or 128 px) that published
     configurations use."""
     width: Positive = 64
-    """Channels of the ResNet stem (the last stage has 8 times as many, 32 times for resnet50); not used by
-    "pdae"."""
+    """Channels of the ResNet stem, at least 8 (the last stage has 8 times as many, 32 times for resnet50);
+    not used by "pdae"."""
     dim: Positive = 512
     """d, the size of z."""
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 ROOMS_PX = (16, 128)
 PDAE_ENCODER_PX = (64, 128)
+# Below, oneDNN writes past its buffers in the backward pass of a 1x1 stride-2 convolution on channels_last.
+SMALLEST_WIDTH = 8
 ARCHITECTURE = (
     "base_channels",
     "channel_mult",
@@ -162,6 +164,12 @@ def _encoder(config: Config) -> None:
             "encoder.arch",
             f'encoder.arch = "pdae" exists for data.px = 64 and 128, not {config.data.px}; '
             "use resnet10, resnet18 or resnet50",
+        )
+    if config.encoder.arch != "pdae" and config.encoder.width < SMALLEST_WIDTH:
+        raise Conflict(
+            "encoder.width",
+            f"encoder.width = {config.encoder.width}: on a CPU the backward pass of so narrow a shortcut "
+            f"crashes inside torch; use {SMALLEST_WIDTH} or more",
         )
 
 

@@ -34,6 +34,7 @@ def boundaries(values: str) -> list[str]:
         (["data.path=/tmp"], "data.source=folder"),
         (["data.px=8"], "draws 16 to 128 px"),
         (["data.source=folder", "report.factors=true"], "set report.factors=false"),
+        (["encoder.width=7"], "crashes inside torch; use 8 or more"),
         (["encoder.arch=pdae"], "exists for data.px = 64 and 128"),
         (["subsets.choice=full", "subsets.detach=true"], "only the last would be trained"),
         (["subsets.choice=full", "subsets.mask=sequential"], "only the last would be trained"),
@@ -59,6 +60,10 @@ def boundaries(values: str) -> list[str]:
 )
 def test_an_impossible_combination_is_refused(overrides, reason, tmp_path):
     assert reason in refusal(write(tmp_path, ROOMS), *overrides)
+
+
+def test_an_encoder_without_a_width_is_not_asked_for_one(tmp_path):
+    assert rooms(tmp_path, "encoder.arch=pdae", "data.px=64", "encoder.width=1").encoder.arch == "pdae"
 
 
 def test_the_unequal_split_of_diti_is_possible(tmp_path):
