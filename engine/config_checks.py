@@ -180,6 +180,12 @@ def _subset_sizes(config: Config) -> None:
             "subsets.n",
             f"subsets.n = {n} must be below schedule.steps = {steps}: t + k stays inside the schedule",
         )
+    if config.subsets.choice in ("time_tied", "profile") and n > _drawn_times(config):
+        raise Conflict(
+            "subsets.n",
+            f"subsets.n = {n} exceeds the {_drawn_times(config)} times t that training draws of "
+            f"schedule.steps = {steps}: each subset needs one",
+        )
     if config.subsets.split == "balanced" and dim % n:
         raise Conflict("subsets.n", f"subsets.n = {n} must divide encoder.dim = {dim} into equal subsets")
 
@@ -240,7 +246,7 @@ def _subset_choice(config: Config) -> None:
 
 
 def _boundaries(config: Config) -> None:
-    subsets, steps = config.subsets, config.schedule.steps
+    subsets, drawn = config.subsets, _drawn_times(config)
     if subsets.choice != "profile":
         return
     if subsets.boundaries is None:
@@ -257,12 +263,17 @@ def _boundaries(config: Config) -> None:
             f"subsets.boundaries has {len(subsets.boundaries)} entries; subsets.n = {subsets.n} needs "
             f"{subsets.n - 1}, the first t of every subset after the first",
         )
-    if not _ascending((0, *subsets.boundaries, steps)):
+    if not _ascending((0, *subsets.boundaries, drawn)):
         raise Conflict(
             "subsets.boundaries",
-            f"subsets.boundaries = {list(subsets.boundaries)} must ascend strictly between 0 and "
-            f"schedule.steps = {steps}",
+            f"subsets.boundaries = {list(subsets.boundaries)} must ascend strictly between 0 and {drawn}, "
+            "the number of times t that training draws",
         )
+
+
+def _drawn_times(config: Config) -> int:
+    """Times t that training draws: all T, or those from which the longest jump stays inside the schedule."""
+    return config.schedule.steps - (config.subsets.n if config.jump.steps == "k" else 0)
 
 
 def _ascending(values: tuple[int, ...]) -> bool:

@@ -5,18 +5,20 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from diffsiam.subsets import profile_boundaries
 from diffsiam.unet import UNet
 from diffsiam.weights import sha256_of
 from engine import checkpoint, screen
-from engine.build import build_frozen, build_schedule, weights_path
+from engine.build import build_frozen, build_schedule, build_subsets, weights_path
 from engine.config import Config
 from engine.config_checks import micro_batch
 from engine.config_file import cautions, dump
 from engine.data.pipeline import fetch
 from engine.data.sources import Source, open_source
+from engine.errors import UsageError
 from engine.loop import train, zero_stage
 from engine.parallel import Ranks, start_ranks
 from engine.report import rooms
@@ -107,17 +109,14 @@ def _boundaries(config: Config, frozen: UNet | None, source: Source, ranks: Rank
     images = torch.from_numpy(fetch(source, config.data.px, range(min(PROFILE_IMAGES, len(source))))).to(
         ranks.device
     )
-    times = (
-        torch.linspace(0, config.schedule.steps - 1, PROFILE_TIMES, dtype=torch.float64)
-        .round()
-        .long()
-        .tolist()
-    )
-    error = error_profile(
-        frozen, build_schedule(config).to(ranks.device), to_unit_range(images), config.seed, times
-    )
-    boundaries = torch.tensor(profile_boundaries(times, error, config.subsets.n), device=ranks.device)
-    return ranks.broadcast(boundaries).tolist()
+    times = np.unique(np.linspace(0, config.schedule.steps - 1, PROFILE_TIMES).round().astype(int)).tolist()
+    schedule = build_schedule(config).to(ranks.device)
+    try:
+        error = error_profile(frozen, schedule, to_unit_range(images), config.seed, times)
+        boundaries = profile_boundaries(times, error, config.subsets.n, build_subsets(config).times)
+    except ValueError as problem:
+        raise UsageError(f"subsets.choice=profile: {problem}; use subsets.choice=time_tied") from problem
+    return ranks.broadcast(torch.tensor(boundaries, device=ranks.device)).tolist()
 
 
 def _weights_sha256(config: Config) -> str | None:
