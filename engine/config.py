@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from engine.config_checks import check
 
@@ -21,6 +22,16 @@ NonNegative = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _stage(value: Any) -> Any:
+    """A literal 1 also matches true and 1.0, which are equal to it in Python; only an int is a stage."""
+    if isinstance(value, bool | float):
+        raise PydanticCustomError("literal_error", "{expected}", {"expected": "'auto', 0, 1, 2 or 3"})
+    return value
+
+
+ZeroStage = Annotated[Literal["auto", 0, 1, 2, 3], BeforeValidator(_stage)]
 
 
 class Section(BaseModel):
@@ -223,7 +234,7 @@ class TrainConfig(Section):
 class ParallelConfig(Section):
     """Distribution over ranks."""
 
-    zero: Literal["auto", 0, 1, 2, 3] = "auto"
+    zero: ZeroStage = "auto"
     """ZeRO stage: what DeepSpeed shards over the ranks. 1: optimizer state, 2: and gradients, 3: and
     parameters; "auto": 0 on one rank, 1 on several."""
 

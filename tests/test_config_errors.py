@@ -66,6 +66,10 @@ def test_a_key_like_no_other_is_answered_with_the_keys_there_are(tmp_path):
         ("train=5", "expected a section {...}, got 5"),
         ("subsets.choice=tiem_tied", "the nearest is time_tied"),
         ("method=ditti", "the nearest is diti"),
+        ("parallel.zero=true", "expected 'auto', 0, 1, 2 or 3, got true"),
+        ("parallel.zero=false", "expected 'auto', 0, 1, 2 or 3, got false"),
+        ("parallel.zero=1.0", "expected 'auto', 0, 1, 2 or 3, got 1.0"),
+        ("parallel.zero=4", "expected 'auto', 0, 1, 2 or 3, got 4"),
         ("log.keep=1", "expected a value greater than or equal to 2, got 1"),
     ],
 )
