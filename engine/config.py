@@ -220,7 +220,7 @@ class TrainConfig(Section):
     """Images per optimizer step over all ranks and accumulation steps (global)."""
     accumulation: Positive = 1
     """Micro-batches per optimizer step on each rank: less memory, same gradient."""
-    ema_decay: Annotated[float, Field(ge=0, le=1)] = 0.9999
+    ema_decay: Fraction = 0.9999
     """Decay of the moving average of the trained weights per step, which is what is evaluated."""
     ema_warmup: bool = False
     """Use min(ema_decay, (1 + step) / (10 + step)): the average of a short run forgets its random start."""
@@ -256,7 +256,7 @@ class LogConfig(Section):
     tensorboard: bool = True
     """Also write TensorBoard events."""
     grid_every: NonNegative = 5000
-    """Steps between sheets of sample images; 0: never."""
+    """Steps between sheets of sample images, the last step included; 0: never."""
     grid_images: Positive = 8
     """Images on a sheet."""
     save_every: Positive = 5000

@@ -173,6 +173,10 @@ def cautions(config: Config) -> list[str]:
         lines.append(
             "data.augment=none: both SimSiam views are the same image, so its loss teaches no invariance"
         )
+    if config.parallel.zero == 3 and config.log.gradnorm_every and config.task == "diffsiam":
+        lines.append(
+            "parallel.zero=3: gradient norms of the two losses are not measured (log.gradnorm_every)"
+        )
     return lines
 
 

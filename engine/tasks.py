@@ -98,7 +98,8 @@ class Representation:
     def _record(self, metrics: Metrics, out: Losses) -> None:
         count = len(out.z)
         metrics.add("loss", out.total.detach(), count)
-        metrics.add("feature_std", feature_std(out.z), count)
+        if count > 1:
+            metrics.add("feature_std", feature_std(out.z), count)
         if out.simsiam is not None:
             metrics.add("simsiam", out.simsiam.detach().mean(), count)
         if out.recon is None or out.draw is None:
@@ -118,7 +119,7 @@ class Representation:
             ours, frozen = record.get(f"loss_with_g{suffix}"), record.get(f"loss_frozen{suffix}")
             if isinstance(ours, list) and isinstance(frozen, list):
                 more[f"reduction{suffix}"] = [_reduction(a, b) for a, b in zip(ours, frozen, strict=True)]
-            elif isinstance(ours, float) and isinstance(frozen, float):
+            elif isinstance(ours, float) and isinstance(frozen, float) and frozen:
                 more[f"reduction{suffix}"] = 1 - ours / frozen
         return more
 
