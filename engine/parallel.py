@@ -49,9 +49,9 @@ class Ranks:
             dist.all_reduce(tensor, group=self.host_group)
         return tensor
 
-    def barrier(self) -> None:
-        if self.world > 1:
-            dist.barrier()
+    def any(self, here: bool) -> bool:
+        """Whether something holds on any rank: the same answer on all (collective)."""
+        return bool(self.sum_on_host(torch.tensor([float(here)])).item())
 
     def broadcast(self, tensor: Tensor) -> Tensor:
         """Rank 0's tensor on every rank, in place."""

@@ -40,15 +40,38 @@ def run(config: Config) -> None:
     ranks = start_ranks()
     micro_batch(config, ranks.world)
     with ExitStack() as stack:
-        if ranks.is_main:
-            stack.enter_context(run_lock(_run_dir(config)))
-        ranks.barrier()
+        _lock(stack, _run_dir(config), ranks)
         _train_and_report(config, source, ranks)
+
+
+def _lock(stack: ExitStack, run_dir: Path, ranks: Ranks) -> None:
+    """Hold the run's lock on rank 0 until ``stack`` closes; where it is refused, every rank leaves."""
+    refusal = None
+    if ranks.is_main:
+        try:
+            stack.enter_context(run_lock(run_dir))
+        except UsageError as error:
+            refusal = error
+    if ranks.any(refusal is not None):
+        raise refusal or UsageError(f"rank 0 could not lock {run_dir}")
+
+
+def _latest(run_dir: Path, ranks: Ranks) -> checkpoint.Checkpoint | None:
+    """The newest checkpoint, which must be the same on all ranks."""
+    found = checkpoint.latest(run_dir)
+    step = torch.tensor([found.step if found else -1], device=ranks.device)
+    if ranks.any(bool(ranks.broadcast(step.clone()) != step)):
+        raise UsageError(
+            f"not every rank finds the same checkpoint in {run_dir}; run.dir must lie on a file system that "
+            "all hosts share"
+        )
+    return found
 
 
 def _train_and_report(config: Config, source: Source, ranks: Ranks) -> None:
     run_dir = _run_dir(config)
-    resumed = checkpoint.latest(run_dir)
+    data = source.fingerprint() if ranks.is_main else None  # rank 0 writes checkpoints and warnings
+    resumed = _latest(run_dir, ranks)
     if resumed:
         check_resumable(resumed, config)
     policy = choose_policy(config, ranks.device)
@@ -64,7 +87,7 @@ def _train_and_report(config: Config, source: Source, ranks: Ranks) -> None:
     state = {
         "config": config.to_dict(),
         "boundaries": boundaries,
-        "data": source.fingerprint(),
+        "data": data,
         "weights": _weights_sha256(config),
     }
     if ranks.is_main:
@@ -75,6 +98,11 @@ def _train_and_report(config: Config, source: Source, ranks: Ranks) -> None:
         )
         for text in cautions(config):
             screen.warn(text)
+        if resumed and resumed.state["data"] != data:
+            screen.warn(
+                "the images are not those of the checkpoint (their names, sizes or number): training goes on "
+                "with these, in another order"
+            )
         if config.report.factors and frozen is not None:
             rooms.before(frozen, build_schedule(config).to(ranks.device), config.data.px, run_dir)
 
@@ -84,7 +112,7 @@ def _train_and_report(config: Config, source: Source, ranks: Ranks) -> None:
     task.export(average, run_dir)
     if config.report.factors and isinstance(task, Representation):
         rooms.after(average, run_dir, config)
-    screen.line(f"done: {run_dir}/checkpoints, metrics.jsonl, grids/")
+    screen.line(f"done: {run_dir}/checkpoints, metrics.jsonl" + (", grids/" if config.log.grid_every else ""))
 
 
 def _run_dir(config: Config) -> Path:

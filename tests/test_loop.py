@@ -15,9 +15,10 @@ from training import TINY, differing, logged, write_config
 from engine import run
 from engine.checkpoint import verify
 from engine.config_file import load
-from engine.errors import NumericsError
+from engine.errors import NumericsError, UsageError
 from engine.loop import demand_finite, unnoticed
-from engine.parallel import stop_ranks
+from engine.parallel import Ranks, stop_ranks
+from engine.runlock import run_lock
 
 Train = Callable[..., Path]
 
@@ -86,6 +87,37 @@ def test_one_image_has_no_spread_to_log(train, capsys):
     record = train("run", "train.steps=1", "train.batch_size=1", "simsiam.weight=0") / "metrics.jsonl"
     assert "feature_std" not in record.read_text()
     assert "collapsing" not in capsys.readouterr().err
+
+
+def test_a_run_goes_on_with_other_images_and_says_so(train, monkeypatch, capsys):
+    train("run", "train.steps=1")
+    source = run.open_source("rooms", None, 16, 0, 500)
+    monkeypatch.setattr(type(source), "fingerprint", lambda self: "other")
+    train("run", "train.steps=2")
+    assert "the images are not those of the checkpoint" in capsys.readouterr().err
+
+
+class TwoHosts(Ranks):
+    """Rank 1 of two, whose peer found a checkpoint of step 7."""
+
+    def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.fill_(7)
+
+    def sum_on_host(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+
+def test_ranks_that_find_different_checkpoints_refuse_to_start(tmp_path):
+    with pytest.raises(UsageError, match="not every rank finds the same checkpoint.*all hosts share"):
+        run._latest(tmp_path, TwoHosts(1, 2, torch.device("cpu")))
+
+
+def test_a_directory_in_use_is_refused_and_the_other_ranks_leave_too(train, tmp_path, monkeypatch):
+    with run_lock(tmp_path / "run"), pytest.raises(UsageError, match="is in use by process"):
+        train("run")
+    monkeypatch.setattr(Ranks, "any", lambda self, here: True)  # what rank 1 hears of rank 0's refusal
+    with pytest.raises(UsageError, match="rank 0 could not lock"):
+        run._lock(mock.Mock(), tmp_path, Ranks(1, 2, torch.device("cpu")))
 
 
 def test_what_is_not_measured_under_zero_3_is_said(tmp_path):
