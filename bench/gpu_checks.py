@@ -1,0 +1,115 @@
+"""The phases that need torch, Triton and pytest alone: CUDA tests, and the kernels' speed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.kernels import tables
+from bench.parts import Clock, Part, run, together
+from bench.report import markdown
+
+RERUNS = 12  # failed tests that are run once more, each alone
+WORKERS = 8
+COMPILERS = 12
+BRIEF_ROWS = 12
+COMPILE_SHARE = 0.45  # of the budget, to fill the compile caches with all cores
+FAILED = re.compile(r"^(?:FAILED|ERROR) (tests/.+?)(?: - (.*))?$", re.MULTILINE)
+
+Report = dict[str, Any]
+
+
+def tests(out: Path, clock: Clock) -> Report:
+    """``tests/cuda`` and, on a GPU, ``tests/kernels`` compiled; failed tests once more by themselves, since a
+    broken context fails whatever comes after it in the process.
+    """
+    folders = ["tests/cuda"] + (["tests/kernels"] if torch.cuda.is_available() else [])
+    options = ["-rfEs", "--tb=short", "-W", "ignore"]
+    if torch.cuda.is_available() and find_spec("xdist"):
+        options += ["-n", str(min(WORKERS, len(os.sched_getaffinity(0))))]
+    part = _pytest("all", [*folders, *options], 0.75 * clock.left)
+    (out / "tests.log").write_text(part.output)
+    failed = {node: message or "" for node, message in FAILED.findall(part.output)}
+    again = [_again(node, clock) for node in list(failed)[:RERUNS]]
+    with (out / "tests.log").open("a") as log:
+        log.writelines(f"\n===== {part.name}, alone\n{part.output}" for part in again)
+    alone = {part.name: "passes" if part.ok else "fails" for part in again}
+    return {
+        "ok": part.ok,
+        "counts": _last_line(part.output),
+        "failed": [{"test": node, "message": m, "alone": alone.get(node)} for node, m in failed.items()],
+        "skipped": sorted(set(re.findall(r"^SKIPPED \[\d+\] \S+ (.*)$", part.output, re.MULTILINE))),
+        "parts": [part.summary() | {"tail": "" if failed else part.output[-2000:]}],
+    }
+
+
+def _pytest(name: str, arguments: list[str], limit: float) -> Part:
+    # Wide enough for pytest to print every message whole.
+    return run(name, ["-m", "pytest", *arguments], limit, {"COLUMNS": "400", "OMP_NUM_THREADS": "2"})
+
+
+def _again(node: str, clock: Clock) -> Part:
+    return _pytest(node, [node, "--tb=short", "-W", "ignore"], min(90.0, clock.left))
+
+
+def _last_line(output: str) -> str:
+    lines = [line for line in output.strip().splitlines() if line.strip()]
+    return lines[-1].strip("= ") if lines else ""
+
+
+def show_tests(report: Report, brief: bool) -> str:
+    """In Markdown."""
+    rows = [
+        [f["test"], f["message"][:160].replace("|", "/"), f["alone"] or "not tried"] for f in report["failed"]
+    ]
+    text = f"{report['counts']}\n"
+    if report["skipped"]:
+        text += f"\nSkipped: {'; '.join(report['skipped'])}\n"
+    return text + ("\n" + markdown(["failed", "message", "alone it"], rows) if rows else "")
+
+
+def kernels(out: Path, clock: Clock) -> Report:
+    """bench.kernels, after a round that fills the compile caches with all cores."""
+    on_gpu = torch.cuda.is_available()
+    sizes = [] if on_gpu else ["--config", "cifar10", "--batch", "2"]
+    parts: list[Part] = []
+    if on_gpu:
+        count = min(COMPILERS, len(os.sched_getaffinity(0)))
+        command = ["-m", "bench.kernels", "--compile-only"]
+        jobs = {f"compile {i}": [*command, "--share", f"{i}/{count}"] for i in range(count)}
+        parts += together(jobs, COMPILE_SHARE * clock.left)
+    file = out / "kernels.json"
+    file.unlink(missing_ok=True)
+    command = [
+        "-m",
+        "bench.kernels",
+        "--out",
+        str(file.resolve()),
+        "--budget",
+        str(max(1, clock.left - 40)),
+        *sizes,
+    ]
+    parts.append(run("bench.kernels", command, clock.left))
+    report = json.loads(file.read_text()) if file.exists() else {"rows": [], "failures": [], "per_step": {}}
+    report["failed"] = [
+        *report.pop("failures"),
+        *(f"{p.name}: exit code {p.code}" for p in parts if p.code is None),
+    ]
+    report["parts"] = [part.summary() for part in parts]
+    return {"ok": parts[-1].ok and not report["failed"], **report}
+
+
+def show_kernels(report: Report, brief: bool) -> str:
+    """In Markdown; the brief form shows some rows of the first preset alone."""
+    rows = report["rows"]
+    text = (
+        tables(rows, report.get("copy_bytes_per_second"), BRIEF_ROWS if brief else len(rows)) if rows else ""
+    )
+    failed = report["failed"][: BRIEF_ROWS if brief else None]
+    return text + "".join(f"\n- {line}" for line in failed) + "\n"
