@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import gpu_checks, machine
+from bench import gpu_checks, gpu_steps, machine
 from bench.parts import Clock
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -28,6 +28,8 @@ Report = dict[str, Any]
 PHASES: dict[str, tuple[Callable[[Path, Clock], Report], Callable[[Report, bool], str]]] = {
     "tests": (gpu_checks.tests, gpu_checks.show_tests),
     "kernels": (gpu_checks.kernels, gpu_checks.show_kernels),
+    "step": (gpu_steps.step, gpu_steps.show_step),
+    "train": (gpu_steps.train, gpu_steps.show_train),
 }
 
 

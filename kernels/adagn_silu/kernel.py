@@ -17,6 +17,17 @@ import triton.language as tl
 
 
 @triton.jit
+def _place(program, chunks, C: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Sample, chunk and channels of a program: neighbours take neighbouring channels of the same pixels, so
+    that together they read memory in order.
+    """
+    columns: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
+    place = program // columns
+    c = (program % columns) * BLOCK_C + tl.arange(0, BLOCK_C)
+    return (place // chunks).to(tl.int64), place % chunks, c
+
+
+@triton.jit
 def _modulation(pointer, sample, c, m_c, C: tl.constexpr, PRESENT: tl.constexpr, ACC: tl.constexpr):
     """(1 + scale, shift) of a modulation (B, 2 C), or (1, 0) where there is none."""
     if PRESENT:
@@ -70,9 +81,7 @@ def _adagn_stats_kernel(
 ):
     """Mean and squared deviations of each channel over a chunk: two passes over a tile in registers, tiles
     merged by Chan's formula."""
-    sample = (tl.program_id(0) // chunks).to(tl.int64)
-    chunk = tl.program_id(0) % chunks
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    sample, chunk, c = _place(tl.program_id(0), chunks, C, BLOCK_C)
     m_c = c < C
     x_ptr += sample * pixels * C
     first = chunk * TILES * BLOCK_P
@@ -165,9 +174,8 @@ def _adagn_apply_kernel(
     ACC: tl.constexpr,
 ):
     """y = SiLU(gain x^ + offset)."""
-    sample = (tl.program_id(0) // chunks).to(tl.int64)
-    chunk = tl.program_id(0) % chunks
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    # Backwards: what the statistics read last is still in the cache.
+    sample, chunk, c = _place(tl.num_programs(0) - 1 - tl.program_id(0), chunks, C, BLOCK_C)
     m_c = c < C
     gain, offset = _affine(weight_ptr, bias_ptr, time_ptr, z_ptr, sample, c, m_c, C, HAS_TIME, HAS_Z, ACC)
     mean = _of_group(mean_ptr, sample, c, m_c, C, WIDTH)[None, :]
@@ -214,9 +222,7 @@ def _adagn_sums_kernel(
     ACC: tl.constexpr,
 ):
     """S_1 = sum dh and S_2 = sum dh x^ of each channel over a chunk, where dh = dy SiLU'(h)."""
-    sample = (tl.program_id(0) // chunks).to(tl.int64)
-    chunk = tl.program_id(0) % chunks
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    sample, chunk, c = _place(tl.program_id(0), chunks, C, BLOCK_C)
     m_c = c < C
     gain, offset = _affine(weight_ptr, bias_ptr, time_ptr, z_ptr, sample, c, m_c, C, HAS_TIME, HAS_Z, ACC)
     mean = _of_group(mean_ptr, sample, c, m_c, C, WIDTH)[None, :]
@@ -329,9 +335,8 @@ def _adagn_dx_kernel(
     ACC: tl.constexpr,
 ):
     """dx = rstd (gain dh - mean(gain dh) - x^ mean(gain dh x^)), the means over the group."""
-    sample = (tl.program_id(0) // chunks).to(tl.int64)
-    chunk = tl.program_id(0) % chunks
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    # Backwards, as above.
+    sample, chunk, c = _place(tl.num_programs(0) - 1 - tl.program_id(0), chunks, C, BLOCK_C)
     m_c = c < C
     gain, offset = _affine(weight_ptr, bias_ptr, time_ptr, z_ptr, sample, c, m_c, C, HAS_TIME, HAS_Z, ACC)
     mean = _of_group(mean_ptr, sample, c, m_c, C, WIDTH)[None, :]

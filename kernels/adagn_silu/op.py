@@ -115,7 +115,7 @@ class _Launch:
         acc = tl.float64 if x.dtype == torch.float64 else tl.float32
         self.present = {"HAS_TIME": time is not None, "HAS_Z": z is not None}
         self.tile = {"C": channels, **tiles, "ACC": acc, "num_warps": WARPS, "enable_fp_fusion": True}
-        self.grid = (self.batch * self.chunks, -(-channels // tiles["BLOCK_C"]))
+        self.grid = (self.batch * self.chunks * -(-channels // tiles["BLOCK_C"]),)
         self.width, self.chunk, self.groups = channels // groups, chunk, groups
         self.merge = {"C": channels, "WIDTH": self.width, **merging(self.chunks, self.width), "ACC": acc}
         self.merge |= {"enable_fp_fusion": True}
