@@ -30,7 +30,9 @@ PHASES: dict[str, tuple[Callable[[Path, Clock], Report], Callable[[Report, bool]
     "kernels": (gpu_checks.kernels, gpu_checks.show_kernels),
     "step": (gpu_steps.step, gpu_steps.show_step),
     "train": (gpu_steps.train, gpu_steps.show_train),
+    "tune": (gpu_checks.tune, gpu_checks.show_tune),
 }
+USUAL = ("tests", "kernels", "step", "train")
 
 
 def perform(phase: str, out: Path, budget: float) -> Report:
@@ -74,7 +76,7 @@ def write_report(out: Path) -> None:
 def main(arguments: list[str]) -> int:
     """Run the phases and return the exit code."""
     parser = argparse.ArgumentParser(prog="bench.gpu", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--phase", nargs="+", default=list(PHASES), choices=list(PHASES))
+    parser.add_argument("--phase", nargs="+", default=list(USUAL), choices=list(PHASES))
     parser.add_argument("--out", type=Path, help="folder (default: bench/results/DEVICE)")
     parser.add_argument("--budget", type=float, default=BUDGET, help="seconds a phase (default: %(default)s)")
     options = parser.parse_args(arguments)

@@ -74,16 +74,19 @@ def show_tests(report: Report, brief: bool) -> str:
     return text + ("\n" + markdown(["failed", "message", "alone it"], rows) if rows else "")
 
 
+def _compile(module: str, clock: Clock) -> list[Part]:
+    """Let as many processes as there are cores each compile their share of a benchmark."""
+    count = min(COMPILERS, len(os.sched_getaffinity(0)))
+    command = ["-m", module, "--compile-only", "--share"]
+    jobs = {f"compile {i}": [*command, f"{i}/{count}"] for i in range(count)}
+    return together(jobs, COMPILE_SHARE * clock.left)
+
+
 def kernels(out: Path, clock: Clock) -> Report:
     """bench.kernels, after a round that fills the compile caches with all cores."""
     on_gpu = torch.cuda.is_available()
     sizes = [] if on_gpu else ["--config", "cifar10", "--batch", "2"]
-    parts: list[Part] = []
-    if on_gpu:
-        count = min(COMPILERS, len(os.sched_getaffinity(0)))
-        command = ["-m", "bench.kernels", "--compile-only"]
-        jobs = {f"compile {i}": [*command, "--share", f"{i}/{count}"] for i in range(count)}
-        parts += together(jobs, COMPILE_SHARE * clock.left)
+    parts = _compile("bench.kernels", clock) if on_gpu else []
     file = out / "kernels.json"
     file.unlink(missing_ok=True)
     command = [
@@ -103,6 +106,29 @@ def kernels(out: Path, clock: Clock) -> Report:
     ]
     report["parts"] = [part.summary() for part in parts]
     return {"ok": parts[-1].ok and not report["failed"], **report}
+
+
+def tune(out: Path, clock: Clock) -> Report:
+    """bench.tune, which is for whoever changes the kernels."""
+    if not torch.cuda.is_available():
+        return {"ok": True, "table": "absent: launch shapes are tried on a GPU\n", "parts": []}
+    parts = _compile("bench.tune", clock)
+    command = [
+        "-m",
+        "bench.tune",
+        "--budget",
+        str(max(1, clock.left - 30)),
+        "--out",
+        str(out / "shapes.json"),
+    ]
+    parts.append(run("bench.tune", command, clock.left))
+    summaries = [part.summary() for part in parts]
+    return {"ok": parts[-1].ok, "table": parts[-1].output, "parts": summaries}
+
+
+def show_tune(report: Report, brief: bool) -> str:
+    """In Markdown."""
+    return report["table"]
 
 
 def show_kernels(report: Report, brief: bool) -> str:
