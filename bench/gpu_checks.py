@@ -119,7 +119,7 @@ def tune(out: Path, clock: Clock) -> Report:
         "--budget",
         str(max(1, clock.left - 30)),
         "--out",
-        str(out / "shapes.json"),
+        str((out / "shapes.json").resolve()),
     ]
     parts.append(run("bench.tune", command, clock.left))
     summaries = [part.summary() for part in parts]
