@@ -15,6 +15,7 @@ from bench.kernels import tables
 from bench.parts import Clock, Part, run, together
 from bench.report import markdown
 
+FOLDERS = ["tests/cuda"]
 RERUNS = 12  # failed tests that are run once more, each alone
 WORKERS = 8
 COMPILERS = 12
@@ -29,7 +30,7 @@ def tests(out: Path, clock: Clock) -> Report:
     """``tests/cuda`` and, on a GPU, ``tests/kernels`` compiled; failed tests once more by themselves, since a
     broken context fails whatever comes after it in the process.
     """
-    folders = ["tests/cuda"] + (["tests/kernels"] if torch.cuda.is_available() else [])
+    folders = [*FOLDERS, *(["tests/kernels"] if torch.cuda.is_available() else [])]
     options = ["-rfEs", "--tb=short", "-W", "ignore"]
     if torch.cuda.is_available() and find_spec("xdist"):
         options += ["-n", str(min(WORKERS, len(os.sched_getaffinity(0))))]
