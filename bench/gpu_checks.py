@@ -17,11 +17,12 @@ from bench.report import markdown
 
 FOLDERS = ["tests/cuda"]
 RERUNS = 12  # failed tests that are run once more, each alone
-WORKERS = 8
+WORKERS = 14
 COMPILERS = 12
 BRIEF_ROWS = 12
-COMPILE_SHARE = 0.45  # of the budget, to fill the compile caches with all cores
-FAILED = re.compile(r"^(?:FAILED|ERROR) (tests/.+?)(?: - (.*))?$", re.MULTILINE)
+COMPILE_SHARE = 0.35  # of the budget, to fill the compile caches with all cores
+# The summary's lines, and before them those of the progress, which are all that a stopped run leaves.
+FAILED = re.compile(r"^(?:\[gw\d+\] \[[ \d]+%\] )?(?:FAILED|ERROR) (tests/.+?)(?: - (.*))?$", re.MULTILINE)
 
 Report = dict[str, Any]
 
@@ -31,12 +32,17 @@ def tests(out: Path, clock: Clock) -> Report:
     broken context fails whatever comes after it in the process.
     """
     folders = [*FOLDERS, *(["tests/kernels"] if torch.cuda.is_available() else [])]
-    options = ["-rfEs", "--tb=short", "-W", "ignore"]
+    options = ["-v", "-rfEs", "--tb=short", "-W", "ignore"]
     if torch.cuda.is_available() and find_spec("xdist"):
         options += ["-n", str(min(WORKERS, len(os.sched_getaffinity(0))))]
-    part = _pytest("all", [*folders, *options], 0.75 * clock.left)
+    limit = 0.75 * clock.left
+    if find_spec("pytest_timeout"):  # it ends a session in time to say what failed and why
+        options.append(f"--session-timeout={max(1.0, 0.8 * limit)}")
+    part = _pytest("all", [*folders, *options], limit)
     (out / "tests.log").write_text(part.output)
-    failed = {node: message or "" for node, message in FAILED.findall(part.output)}
+    failed: dict[str, str] = {}
+    for node, message in FAILED.findall(part.output):
+        failed[node.strip()] = message or failed.get(node.strip(), "")
     again = [_again(node, clock) for node in list(failed)[:RERUNS]]
     with (out / "tests.log").open("a") as log:
         log.writelines(f"\n===== {part.name}, alone\n{part.output}" for part in again)
@@ -103,7 +109,7 @@ def kernels(out: Path, clock: Clock) -> Report:
     report = json.loads(file.read_text()) if file.exists() else {"rows": [], "failures": [], "per_step": {}}
     report["failed"] = [
         *report.pop("failures"),
-        *(f"{p.name}: exit code {p.code}" for p in parts if p.code is None),
+        *(f"{p.name}: stopped at its limit" for p in parts[-1:] if p.code is None),
     ]
     report["parts"] = [part.summary() for part in parts]
     return {"ok": parts[-1].ok and not report["failed"], **report}
