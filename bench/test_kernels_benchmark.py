@@ -26,6 +26,7 @@ CONTESTS = list(contests(SMALL, BATCH, ("adagn_silu", "noise_jump", "recon_loss"
 
 @pytest.mark.parametrize("contest", CONTESTS, ids=lambda c: f"{c.operation}, {c.title}")
 def test_reference(contest: Contest, benchmark):
+    """The eager reference, with its gradients where a step asks for them."""
     inputs = contest.make(torch.device("cpu"))
     benchmark.extra_info.update(least_bytes=contest.traffic.least, eager_bytes=contest.traffic.eager_bytes)
     results = benchmark(partial(run, contest.eager, inputs, contest.leaves))
