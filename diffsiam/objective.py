@@ -98,19 +98,28 @@ class DiffSiam(nn.Module):
         Args:
             x_0, view_1, view_2: uint8 (B, H, W, 3); the views only where SimSiam is trained.
             positions: (B,) int64, positions in the global stream: with ``seed`` they name t, k and the noise.
+
+        Raises:
+            ValueError: a view is missing though there is a head, or there is neither a decoder nor a head.
         """
         total = torch.zeros((), device=x_0.device)
-        draw = recon = similarity = None
+        z = draw = recon = similarity = None
         if self.decoder is not None:
             z = self.encoder(to_unit_range(x_0))
             draw = self.subsets.draw(seed, positions)
             recon = self.diffusion_loss(x_0, z, draw, positions, seed)
             total = total + self.loss_weight * recon.loss.mean()
-        if self.simsiam is not None and view_1 is not None and view_2 is not None:
+        if self.simsiam is not None:
+            if view_1 is None or view_2 is None:
+                raise ValueError(
+                    "SimSiam compares two views: give view_1 and view_2, or build without a head"
+                )
             z_1, z_2 = encode_views(self.encoder, to_unit_range(view_1), to_unit_range(view_2))
             similarity = self.simsiam(z_1, z_2)
             total = total + self.simsiam_weight * similarity.mean()
-            z = z if self.decoder is not None else z_1
+            z = z_1 if z is None else z
+        if z is None:
+            raise ValueError("nothing to compute: this model has neither a decoder nor a SimSiam head")
         return Losses(total, draw, recon, similarity, z.detach())
 
     def diffusion_loss(self, x_0: Tensor, z: Tensor, draw: Draw, positions: Tensor, seed: int) -> ReconLoss:

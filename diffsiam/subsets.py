@@ -4,7 +4,9 @@ section 4.3).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -33,8 +35,12 @@ def staged_ends(n: int, steps: int, stages: list[int], dims_per_stage: list[int]
         dims_per_stage: dims of each stage; they sum to d.
 
     Raises:
-        ValueError: if a stage holds no subset, or fewer dims than subsets.
+        ValueError: the stages do not ascend to T, or one holds no subset or fewer dims than subsets.
     """
+    if len(stages) != len(dims_per_stage):
+        raise ValueError(f"{len(stages)} stages have {len(dims_per_stage)} numbers of dims")
+    if stages[-1:] != [steps] or any(a >= b for a, b in pairwise([0, *stages])):
+        raise ValueError(f"stages {stages} do not ascend to T = {steps}")
     starts = [-(-i * steps // n) for i in range(n)]
     stage_of = [next(s for s, end in enumerate(stages) if start < end) for start in starts]
     ends: list[int] = []
@@ -145,25 +151,42 @@ class Subsets:
         return subset_mask(z, k, self.subset_of_dim(z.device), self.mask, self.detach)
 
 
-def profile_boundaries(times: np.ndarray, error: np.ndarray, n: int, floor: float = 0.01) -> list[int]:
+def profile_boundaries(
+    times: Sequence[int] | np.ndarray, error: np.ndarray, n: int, drawn: int, floor: float = 0.01
+) -> list[int]:
     """Boundaries of n subsets where the frozen model's own loss of information puts them.
 
     The relative error of x_0_hat grows from 0 (nothing lost) to 1 (everything lost). Each subset takes an
     equal share of the logarithm of that growth, counted from ``floor``, below which nothing visible is lost:
     equal shares of log error are equal shares of rate for a Gaussian source (R = 1/2 log(variance / error)).
+    Each has one time at least, even where all is lost at once.
 
     Args:
         times: (M,) ascending times at which the error was measured.
         error: (M,) mean squared error of x_0_hat divided by the variance of x_0.
         n: number of subsets.
+        drawn: number of times that training draws, n at least (:attr:`Subsets.times`).
         floor: relative error at which the first subset begins to fill up.
 
     Returns:
-        n - 1 strictly ascending times.
+        n - 1 strictly ascending times in 1 .. drawn - 1.
+
+    Raises:
+        ValueError: there are more subsets than times, or the error does not grow.
     """
+    if n > drawn:
+        raise ValueError(f"{n} subsets cannot share {drawn} times")
     rate = np.log(np.clip(np.maximum.accumulate(error), floor, 1.0) / floor)
-    targets = rate[-1] * np.arange(1, n) / n
-    boundaries = np.round(np.interp(targets, rate + 1e-9 * np.arange(len(rate)), times)).astype(int)
-    for i in range(1, len(boundaries)):
-        boundaries[i] = max(boundaries[i], boundaries[i - 1] + 1)
-    return boundaries.tolist()
+    growth = rate - rate[0]
+    if not growth[-1] > 0:  # nor if it is no number
+        raise ValueError(
+            f"the error of x_0_hat, {error[0]:.3g} to {error[-1]:.3g}, does not grow with the noise (up to "
+            f"{floor:g} nothing counts as lost, from 1 on everything): nothing says where subsets begin"
+        )
+    targets = growth[-1] * np.arange(1, n) / n
+    found = np.interp(targets, growth + 1e-9 * np.arange(len(growth)), times).round().astype(int)
+    boundaries: list[int] = []
+    for subset, time in enumerate(found.tolist(), start=1):
+        after = boundaries[-1] if boundaries else 0
+        boundaries.append(min(max(time, after + 1), drawn - n + subset))  # room for the subsets that follow
+    return boundaries

@@ -95,8 +95,15 @@ def build_subsets(config: Config, boundaries: list[int] | None = None) -> Subset
     )
 
 
-def build_model(config: Config, frozen: UNet | None, schedule: Schedule, subsets: Subsets) -> DiffSiam:
-    """The trainable part, initialised from ``seed``."""
+def build_model(
+    config: Config, frozen: UNet | None, schedule: Schedule, subsets: Subsets, start: UNet | None = None
+) -> DiffSiam:
+    """The trainable part, initialised from ``seed``.
+
+    Args:
+        start: what ``decoder.init = frozen`` copies: the frozen model before its weights were rounded to a
+            smaller dtype. None: ``frozen`` itself.
+    """
     torch.manual_seed(config.seed)
     encoder = build_encoder(config.encoder.arch, config.data.px, config.encoder.width, config.encoder.dim)
     simsiam = None
@@ -108,7 +115,7 @@ def build_model(config: Config, frozen: UNet | None, schedule: Schedule, subsets
     if frozen is not None:
         decoder = Decoder(frozen.config, config.encoder.dim, config.decoder.dropout)
         if config.decoder.init == "frozen":
-            decoder.start_from(frozen)
+            decoder.start_from(start or frozen)
     return DiffSiam(
         encoder,
         decoder,

@@ -82,10 +82,11 @@ def show(
     config: Annotated[Path, typer.Argument(help="JSON file.")],
     overrides: Overrides = None,
 ) -> None:
-    """Print every effective value: defaults, method, file and overrides together."""
+    """Print every effective value: defaults, method, file and overrides together. Needs no images or
+    weights."""
     from engine.config_file import dump, load
 
-    print(dump(load(config, overrides or [])), end="")
+    print(dump(load(config, overrides or [], inputs=False)), end="")
 
 
 @config_app.command()

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from engine.config_checks import check
 
@@ -21,6 +22,16 @@ NonNegative = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _stage(value: Any) -> Any:
+    """A literal 1 also matches true and 1.0, which are equal to it in Python; only an int is a stage."""
+    if isinstance(value, bool | float):
+        raise PydanticCustomError("literal_error", "{expected}", {"expected": "'auto', 0, 1, 2 or 3"})
+    return value
+
+
+ZeroStage = Annotated[Literal["auto", 0, 1, 2, 3], BeforeValidator(_stage)]
 
 
 class Section(BaseModel):
@@ -110,8 +121,8 @@ class EncoderConfig(Section):
     """"resnet10": the thesis' text; "pdae": the small convolutional encoder (64 or 128 px) that published
     configurations use."""
     width: Positive = 64
-    """Channels of the ResNet stem (the last stage has 8 times as many, 32 times for resnet50); not used by
-    "pdae"."""
+    """Channels of the ResNet stem, at least 8 (the last stage has 8 times as many, 32 times for resnet50);
+    not used by "pdae"."""
     dim: Positive = 512
     """d, the size of z."""
 
@@ -209,7 +220,7 @@ class TrainConfig(Section):
     """Images per optimizer step over all ranks and accumulation steps (global)."""
     accumulation: Positive = 1
     """Micro-batches per optimizer step on each rank: less memory, same gradient."""
-    ema_decay: Annotated[float, Field(ge=0, le=1)] = 0.9999
+    ema_decay: Fraction = 0.9999
     """Decay of the moving average of the trained weights per step, which is what is evaluated."""
     ema_warmup: bool = False
     """Use min(ema_decay, (1 + step) / (10 + step)): the average of a short run forgets its random start."""
@@ -223,7 +234,7 @@ class TrainConfig(Section):
 class ParallelConfig(Section):
     """Distribution over ranks."""
 
-    zero: Literal["auto", 0, 1, 2, 3] = "auto"
+    zero: ZeroStage = "auto"
     """ZeRO stage: what DeepSpeed shards over the ranks. 1: optimizer state, 2: and gradients, 3: and
     parameters; "auto": 0 on one rank, 1 on several."""
 
@@ -245,7 +256,7 @@ class LogConfig(Section):
     tensorboard: bool = True
     """Also write TensorBoard events."""
     grid_every: NonNegative = 5000
-    """Steps between sheets of sample images; 0: never."""
+    """Steps between sheets of sample images, the last step included; 0: never."""
     grid_images: Positive = 8
     """Images on a sheet."""
     save_every: Positive = 5000

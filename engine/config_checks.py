@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 ROOMS_PX = (16, 128)
 PDAE_ENCODER_PX = (64, 128)
+# Below, oneDNN writes past its buffers in the backward pass of a 1x1 stride-2 convolution on channels_last.
+SMALLEST_WIDTH = 8
 ARCHITECTURE = (
     "base_channels",
     "channel_mult",
@@ -163,6 +165,12 @@ def _encoder(config: Config) -> None:
             f'encoder.arch = "pdae" exists for data.px = 64 and 128, not {config.data.px}; '
             "use resnet10, resnet18 or resnet50",
         )
+    if config.encoder.arch != "pdae" and config.encoder.width < SMALLEST_WIDTH:
+        raise Conflict(
+            "encoder.width",
+            f"encoder.width = {config.encoder.width}: on a CPU the backward pass of so narrow a shortcut "
+            f"crashes inside torch; use {SMALLEST_WIDTH} or more",
+        )
 
 
 def _subset_sizes(config: Config) -> None:
@@ -171,6 +179,12 @@ def _subset_sizes(config: Config) -> None:
         raise Conflict(
             "subsets.n",
             f"subsets.n = {n} must be below schedule.steps = {steps}: t + k stays inside the schedule",
+        )
+    if config.subsets.choice in ("time_tied", "profile") and n > _drawn_times(config):
+        raise Conflict(
+            "subsets.n",
+            f"subsets.n = {n} exceeds the {_drawn_times(config)} times t that training draws of "
+            f"schedule.steps = {steps}: each subset needs one",
         )
     if config.subsets.split == "balanced" and dim % n:
         raise Conflict("subsets.n", f"subsets.n = {n} must divide encoder.dim = {dim} into equal subsets")
@@ -232,7 +246,7 @@ def _subset_choice(config: Config) -> None:
 
 
 def _boundaries(config: Config) -> None:
-    subsets, steps = config.subsets, config.schedule.steps
+    subsets, drawn = config.subsets, _drawn_times(config)
     if subsets.choice != "profile":
         return
     if subsets.boundaries is None:
@@ -249,12 +263,17 @@ def _boundaries(config: Config) -> None:
             f"subsets.boundaries has {len(subsets.boundaries)} entries; subsets.n = {subsets.n} needs "
             f"{subsets.n - 1}, the first t of every subset after the first",
         )
-    if not _ascending((0, *subsets.boundaries, steps)):
+    if not _ascending((0, *subsets.boundaries, drawn)):
         raise Conflict(
             "subsets.boundaries",
-            f"subsets.boundaries = {list(subsets.boundaries)} must ascend strictly between 0 and "
-            f"schedule.steps = {steps}",
+            f"subsets.boundaries = {list(subsets.boundaries)} must ascend strictly between 0 and {drawn}, "
+            "the number of times t that training draws",
         )
+
+
+def _drawn_times(config: Config) -> int:
+    """Times t that training draws: all T, or those from which the longest jump stays inside the schedule."""
+    return config.schedule.steps - (config.subsets.n if config.jump.steps == "k" else 0)
 
 
 def _ascending(values: tuple[int, ...]) -> bool:

@@ -67,12 +67,13 @@ _RELEASED = {
 }
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load(path: str | Path, overrides: Sequence[str] = (), inputs: bool = True) -> Config:
     """Read ``path``, apply ``overrides`` and check that what the run reads exists.
 
     Args:
         path: JSON file.
         overrides: ``key=value`` strings; the key is dotted, the value JSON or else a plain string.
+        inputs: whether images and weights must be named and exist; False to look at a config only.
 
     Raises:
         UsageError: one line that says where, which key, what is wrong and what to write instead.
@@ -93,7 +94,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     written = {item.partition("=")[0].strip(): item for item in overrides}
     origins = Origins(str(path), key_lines(text), written)
     config = _validated(values, origins)
-    _require_inputs(config, path, origins)
+    if inputs:
+        _require_inputs(config, path, origins)
     return config
 
 
@@ -170,6 +172,10 @@ def cautions(config: Config) -> list[str]:
     if config.simsiam.weight > 0 and config.data.augment == "none" and config.task == "diffsiam":
         lines.append(
             "data.augment=none: both SimSiam views are the same image, so its loss teaches no invariance"
+        )
+    if config.parallel.zero == 3 and config.log.gradnorm_every and config.task == "diffsiam":
+        lines.append(
+            "parallel.zero=3: gradient norms of the two losses are not measured (log.gradnorm_every)"
         )
     return lines
 

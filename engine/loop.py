@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -25,6 +25,8 @@ from engine.resume import load_model, restore, snapshot
 from engine.step import Policy, prepare_trainable
 from engine.tasks import Batch, Task
 
+AFTER_NUMERICS = "the last checkpoint is intact; lower optimizer.lr or set optimizer.grad_clip"
+
 
 def train(
     config: Config,
@@ -40,6 +42,9 @@ def train(
     Args:
         resumed: where to go on from.
         state: JSON-able facts that every checkpoint carries beside the config.
+
+    Raises:
+        CheckpointError, DataError, NumericsError: see :mod:`engine.errors`.
     """
     run_dir = Path(config.run.dir or ".")
     start = resumed.step if resumed else 0
@@ -66,12 +71,17 @@ def train(
 
     def save(step: int) -> None:
         tensors = snapshot(trainer, ema)
+        demand_finite(tensors["model"], step)
         if ranks.is_main:
             checkpoint.save(run_dir, step, tensors, state, config_hash(config), config.log.keep)
 
     # Train.
     step, stopped = start, False
-    with Preemption() as preemption, progress:
+    with ExitStack() as stack:
+        preemption = stack.enter_context(Preemption())
+        stack.enter_context(progress)
+        for held in (loader, *sinks):
+            stack.callback(held.close)
         while step < config.train.steps and not stopped:
             trainer.set_lr(learning_rate(config, step))
             reseed_dropout(config, step, ranks.rank)
@@ -79,7 +89,7 @@ def train(
                 with progress.waiting():
                     batch = to_device(next(loader), ranks.device)
                 if due(config.log.gradnorm_every, step) and config.parallel.zero != 3:
-                    with untouched_buffers(trainer.module):
+                    with unnoticed(trainer.module, ranks.device):
                         for name, norm in task.gradient_norms(trainer.module, batch).items():
                             metrics.add(name, norm)
                 trainer.backward(task.loss(trainer.engine, batch, metrics))
@@ -89,14 +99,15 @@ def train(
             progress.advance(step)
             stopped = preemption.agreed(ranks.sum_on_host)
 
-            last = step == config.train.steps or stopped
+            done = step == config.train.steps
+            last = done or stopped
             record: Record = {}
             if due(config.log.every, step) or last:
                 record = metrics.flush(ranks.sum)
                 record |= task.derived(record)
                 watch(record, config, step)
                 record |= progress.report(step, record)
-            if due(config.log.grid_every, step) or step == config.train.steps:
+            if due(config.log.grid_every, step) or (done and config.log.grid_every):
                 average = averaged(task, trainer, ema, ranks.device)
                 if ranks.is_main:
                     record |= task.draw(average, samples.to(ranks.device), grid_path(run_dir, step))
@@ -106,9 +117,6 @@ def train(
                 save(step)
 
     # Leave.
-    loader.close()
-    for sink in sinks:
-        sink.close()
     if stopped:
         screen.line(f"stopped at step {step}, saved; run the same command to go on")
         return None
@@ -185,10 +193,13 @@ def reseed_dropout(config: Config, step: int, rank: int) -> None:
 
 
 @contextmanager
-def untouched_buffers(module: nn.Module) -> Iterator[None]:
-    """Put batch norm's statistics back after a measurement: logging must not change what is learned."""
+def unnoticed(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Undo what a measurement does to batch norm's statistics and to the dropout of the step after it:
+    logging must not change what is learned.
+    """
     before = [buffer.clone() for buffer in module.buffers()]
-    yield
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
     for buffer, value in zip(module.buffers(), before, strict=True):
         buffer.copy_(value)
 
@@ -208,12 +219,21 @@ def watch(record: Record, config: Config, step: int) -> None:
     """
     loss, std = record.get("loss"), record.get("feature_std")
     if isinstance(loss, float) and not math.isfinite(loss):
-        raise NumericsError(
-            f"the loss is {loss} at step {step}; the last checkpoint is intact; "
-            "lower optimizer.lr or set optimizer.grad_clip"
-        )
+        raise NumericsError(f"the loss is {loss} at step {step}; {AFTER_NUMERICS}")
     if isinstance(std, float) and (warning := collapse_warning(std, config.encoder.dim)):
         screen.warn(warning)
+
+
+def demand_finite(model: dict[str, Tensor], step: int) -> None:
+    """Refuse to save a model that is lost: a step may leave the finite numbers after its loss was computed.
+
+    Raises:
+        NumericsError: the checkpoints before this step are intact.
+    """
+    finite = torch.stack([tensor.isfinite().all() for tensor in model.values()])
+    if not finite.all():
+        name = next(name for name, good in zip(model, finite.tolist(), strict=True) if not good)
+        raise NumericsError(f"{name} is not finite after step {step}, which is not saved; {AFTER_NUMERICS}")
 
 
 def grid_path(run_dir: Path, step: int) -> Path:

@@ -21,6 +21,7 @@ from engine.sync_norm import synchronise_batch_norm
 
 # Adam's and SGD's per-parameter state, as torch names it.
 OPTIMIZER_STATE = {"adam": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
+BUCKET = 10_000_000  # elements; enough to hide a launch, and DeepSpeed's own half a billion takes 2 GB each
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,9 @@ class Ranks:
             dist.all_reduce(tensor, group=self.host_group)
         return tensor
 
-    def barrier(self) -> None:
-        if self.world > 1:
-            dist.barrier()
+    def any(self, here: bool) -> bool:
+        """Whether something holds on any rank: the same answer on all (collective)."""
+        return bool(self.sum_on_host(torch.tensor([float(here)])).item())
 
     def broadcast(self, tensor: Tensor) -> Tensor:
         """Rank 0's tensor on every rank, in place."""
@@ -99,6 +100,14 @@ def stop_ranks() -> None:
         dist.destroy_process_group()
 
 
+def bucket_elements(module: nn.Module) -> int:
+    """Elements of the buckets in which gradients are reduced, which are allocated whole: no more than there
+    are gradients, and no less than the largest of them.
+    """
+    sizes = [p.numel() for p in module.parameters() if p.requires_grad]
+    return min(sum(sizes), max(BUCKET, *sizes))
+
+
 class Trainer:
     """A module, its optimizer and DeepSpeed's engine around both.
 
@@ -139,7 +148,12 @@ class Trainer:
             "train_micro_batch_size_per_gpu": micro_batch,
             "gradient_accumulation_steps": accumulation,
             "gradient_clipping": grad_clip or 0.0,
-            "zero_optimization": {"stage": zero, "overlap_comm": zero > 0},
+            "zero_optimization": {
+                "stage": zero,
+                "overlap_comm": zero > 0,
+                "reduce_bucket_size": bucket_elements(module),
+                "allgather_bucket_size": BUCKET,
+            },
             "zero_allow_untested_optimizer": True,
             "torch_autocast": {
                 "enabled": autocast is not None,
@@ -204,15 +218,17 @@ class Trainer:
         """The inverse of :meth:`full_like_parameters`: what this rank keeps of full tensors."""
         if self.zero < 3:
             return full
-        local = {}
-        for name, tensor in full.items():
-            parameter = dict(self.module.named_parameters()).get(name)
-            local[name] = (
-                tensor
-                if parameter is None
-                else _partition(tensor, parameter.ds_tensor.numel(), self.ranks.rank)
-            )
-        return local
+        parameters = dict(self.module.named_parameters())
+        return {
+            name: self._local(parameters[name], tensor) if name in parameters else tensor
+            for name, tensor in full.items()
+        }
+
+    def _local(self, parameter: nn.Parameter, full: Tensor) -> Tensor:
+        """This rank's flat partition of a full value under ZeRO stage 3, the last one filled up with 0."""
+        size = parameter.ds_tensor.numel()
+        part = full.flatten()[self.ranks.rank * size : (self.ranks.rank + 1) * size]
+        return torch.cat((part, part.new_zeros(size - part.numel())))
 
     def full_optimizer(self) -> dict[str, Tensor]:
         """The optimizer's state as "parameter/state" -> full float32 tensor, on every rank (collective)."""
@@ -228,13 +244,11 @@ class Trainer:
         return state
 
     def load_optimizer(self, state: dict[str, Tensor], steps_done: int) -> None:
-        """Restore what :meth:`full_optimizer` gave after ``steps_done`` steps (collective).
+        """Restore what :meth:`full_optimizer` gave after ``steps_done`` steps.
 
         Raises:
             CheckpointError: the state is that of other parameters.
         """
-        from deepspeed.utils import safe_set_full_optimizer_state
-
         keys = OPTIMIZER_STATE[self.kind]
         self._create_optimizer_state(keys, steps_done)
         for name, p in self.module.named_parameters():
@@ -245,11 +259,20 @@ class Trainer:
                     raise CheckpointError(
                         f"optimizer state {name}/{key} is missing or has another shape than {tuple(shape)}"
                     )
-                if self.zero == 0:
-                    self.optimizer.state[p][key].copy_(value)
-                else:
-                    safe_set_full_optimizer_state(p, value.to(self.ranks.device), key)
+                self._set_optimizer_state(p, key, value.to(self.ranks.device))
         self.steps_done = steps_done
+
+    def _set_optimizer_state(self, p: nn.Parameter, key: str, value: Tensor) -> None:
+        """One parameter's state from its full value."""
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+        if self.zero == 0:
+            self.optimizer.state[p][key].copy_(value)
+        elif self.zero < 3:
+            safe_set_full_optimizer_state(p, value, key)
+        else:
+            # DeepSpeed's setter of full values reads past their end where the ranks do not divide them.
+            safe_set_local_optimizer_state(p, self._local(p, value), key)
 
     def _create_optimizer_state(self, keys: tuple[str, ...], steps_done: int) -> None:
         """Torch's optimizers create their state at the first step; a resumed one needs it before."""
@@ -267,8 +290,3 @@ class Trainer:
         if self.zero in (1, 2):
             # Ties each parameter to its slice of the flat state.
             self.optimizer._lazy_init_hp_params_optimizer_state()
-
-
-def _partition(tensor: Tensor, size: int, rank: int) -> Tensor:
-    flat = tensor.flatten()[rank * size : (rank + 1) * size]
-    return torch.cat((flat, flat.new_zeros(size - flat.numel())))

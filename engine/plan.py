@@ -25,14 +25,13 @@ from engine.config_checks import micro_batch
 from engine.config_file import cautions, dump
 from engine.data.sources import open_source
 from engine.loop import zero_stage
-from engine.parallel import Ranks
+from engine.parallel import Ranks, bucket_elements
 from engine.step import Policy, choose_policy
 
 FROZEN = "frozen U-Net"
 NAMES = {"encoder": "encoder f", "decoder": "decoder g", "simsiam": "SimSiam head", "unet": "U-Net"}
 FLOAT = 4  # bytes: parameters, gradients, optimizer state and average are float32 under every policy
 OPTIMIZER_COPIES = {"adam": 2, "sgd": 1}  # two moments, one momentum
-REDUCE_BUCKET = 500_000_000  # elements; DeepSpeed allocates whole buckets however small the model is
 BUCKETS = {0: 0, 1: 2, 2: 2, 3: 1}  # by ZeRO stage: one is filled while the other is being reduced
 
 
@@ -212,7 +211,7 @@ def memory(
         "weights, trained": share(trained, 3) + buffers,
         "gradients": share(trained, 2),
         "optimizer state": share(copies * trained, 1),
-        "reduction buckets": BUCKETS[zero] * REDUCE_BUCKET * FLOAT,
+        "reduction buckets": BUCKETS[zero] * FLOAT * bucket_elements(networks.module),
         "moving average": share(trained, 3) + buffers,
     }
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from diffsiam.subsets import profile_boundaries
 from diffsiam.unet import UNet
 from diffsiam.weights import sha256_of
 from engine import checkpoint, screen
-from engine.build import build_frozen, build_schedule, weights_path
+from engine.build import build_frozen, build_schedule, build_subsets, weights_path
 from engine.config import Config
 from engine.config_checks import micro_batch
 from engine.config_file import cautions, dump
-from engine.data.pipeline import fetch
+from engine.data.pipeline import fetch, route
 from engine.data.sources import Source, open_source
+from engine.errors import UsageError
 from engine.loop import train, zero_stage
 from engine.parallel import Ranks, start_ranks
 from engine.report import rooms
@@ -38,32 +40,54 @@ def run(config: Config) -> None:
     ranks = start_ranks()
     micro_batch(config, ranks.world)
     with ExitStack() as stack:
-        if ranks.is_main:
-            stack.enter_context(run_lock(_run_dir(config)))
-        ranks.barrier()
+        _lock(stack, _run_dir(config), ranks)
         _train_and_report(config, source, ranks)
+
+
+def _lock(stack: ExitStack, run_dir: Path, ranks: Ranks) -> None:
+    """Hold the run's lock on rank 0 until ``stack`` closes; where it is refused, every rank leaves."""
+    refusal = None
+    if ranks.is_main:
+        try:
+            stack.enter_context(run_lock(run_dir))
+        except UsageError as error:
+            refusal = error
+    if ranks.any(refusal is not None):
+        raise refusal or UsageError(f"rank 0 could not lock {run_dir}")
+
+
+def _latest(run_dir: Path, ranks: Ranks) -> checkpoint.Checkpoint | None:
+    """The newest checkpoint, which must be the same on all ranks."""
+    found = checkpoint.latest(run_dir)
+    step = torch.tensor([found.step if found else -1], device=ranks.device)
+    if ranks.any(bool(ranks.broadcast(step.clone()) != step)):
+        raise UsageError(
+            f"not every rank finds the same checkpoint in {run_dir}; run.dir must lie on a file system that "
+            "all hosts share"
+        )
+    return found
 
 
 def _train_and_report(config: Config, source: Source, ranks: Ranks) -> None:
     run_dir = _run_dir(config)
-    resumed = checkpoint.latest(run_dir)
+    data = source.fingerprint() if ranks.is_main else None  # rank 0 writes checkpoints and warnings
+    resumed = _latest(run_dir, ranks)
     if resumed:
         check_resumable(resumed, config)
     policy = choose_policy(config, ranks.device)
-    frozen = build_frozen(config)
-    if frozen is not None:
-        frozen = prepare_frozen(frozen, policy)
+    original = build_frozen(config)
+    frozen = None if original is None else prepare_frozen(original, policy)
 
     boundaries = resumed.state["boundaries"] if resumed else _boundaries(config, frozen, source, ranks)
     task: Task = (
         Pretraining(config, policy)
         if config.task == "diffusion"
-        else Representation(config, policy, frozen, boundaries)
+        else Representation(config, policy, frozen, boundaries, start=original)
     )
     state = {
         "config": config.to_dict(),
         "boundaries": boundaries,
-        "data": source.fingerprint(),
+        "data": data,
         "weights": _weights_sha256(config),
     }
     if ranks.is_main:
@@ -74,6 +98,11 @@ def _train_and_report(config: Config, source: Source, ranks: Ranks) -> None:
         )
         for text in cautions(config):
             screen.warn(text)
+        if resumed and resumed.state["data"] != data:
+            screen.warn(
+                "the images are not those of the checkpoint (their names, sizes or number): training goes on "
+                "with these, in another order"
+            )
         if config.report.factors and frozen is not None:
             rooms.before(frozen, build_schedule(config).to(ranks.device), config.data.px, run_dir)
 
@@ -83,7 +112,7 @@ def _train_and_report(config: Config, source: Source, ranks: Ranks) -> None:
     task.export(average, run_dir)
     if config.report.factors and isinstance(task, Representation):
         rooms.after(average, run_dir, config)
-    screen.line(f"done: {run_dir}/checkpoints, metrics.jsonl, grids/")
+    screen.line(f"done: {run_dir}/checkpoints, metrics.jsonl" + (", grids/" if config.log.grid_every else ""))
 
 
 def _run_dir(config: Config) -> Path:
@@ -108,17 +137,14 @@ def _boundaries(config: Config, frozen: UNet | None, source: Source, ranks: Rank
     images = torch.from_numpy(fetch(source, config.data.px, range(min(PROFILE_IMAGES, len(source))))).to(
         ranks.device
     )
-    times = (
-        torch.linspace(0, config.schedule.steps - 1, PROFILE_TIMES, dtype=torch.float64)
-        .round()
-        .long()
-        .tolist()
-    )
-    error = error_profile(
-        frozen, build_schedule(config).to(ranks.device), to_unit_range(images), config.seed, times
-    )
-    boundaries = torch.tensor(profile_boundaries(times, error, config.subsets.n), device=ranks.device)
-    return ranks.broadcast(boundaries).tolist()
+    times = np.unique(np.linspace(0, config.schedule.steps - 1, PROFILE_TIMES).round().astype(int)).tolist()
+    schedule = build_schedule(config).to(ranks.device)
+    try:
+        error = error_profile(frozen, schedule, to_unit_range(images), config.seed, times)
+        boundaries = profile_boundaries(times, error, config.subsets.n, build_subsets(config).times)
+    except ValueError as problem:
+        raise UsageError(f"subsets.choice=profile: {problem}; use subsets.choice=time_tied") from problem
+    return ranks.broadcast(torch.tensor(boundaries, device=ranks.device)).tolist()
 
 
 def _weights_sha256(config: Config) -> str | None:
@@ -138,6 +164,7 @@ def _rows(
 ) -> list[tuple[str, str]]:
     """What will run, for the screen."""
     cuda = ranks.device.type == "cuda"
+    views = config.task == "diffsiam" and config.simsiam.weight > 0
     device = torch.cuda.get_device_name(ranks.device) if cuda else f"CPU, {torch.get_num_threads()} threads"
     world = "1 rank" if ranks.world == 1 else f"{ranks.world} ranks"
     rows = [
@@ -149,7 +176,7 @@ def _rows(
         ),
         (
             "data",
-            f"{source.describe()}, {config.data.px} px, DALI on {'GPU (mixed decode)' if cuda else 'CPU'}",
+            f"{source.describe()}, {config.data.px} px, {route(source, config.data.px, views, cuda)}",
         ),
         ("device", f"{device}, {world}, ZeRO {zero_stage(config, ranks)}"),
         *policy.reasons,

@@ -4,6 +4,7 @@ it.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
@@ -100,10 +101,10 @@ def _cpu_has_bf16() -> bool:
 
 
 def prepare_frozen(unet: UNet, policy: Policy) -> UNet:
-    """The frozen U-Net as it runs fastest: on the device, in its dtype, channels_last, compiled halves on
-    CUDA.
+    """A copy of the frozen U-Net as it runs fastest: on the device, in its dtype, channels_last, compiled
+    halves on CUDA. The original keeps its float32 weights, from which a decoder may start.
     """
-    unet = unet.to(device=policy.device, dtype=policy.frozen_dtype, memory_format=torch.channels_last)
+    unet = deepcopy(unet).to(policy.device, policy.frozen_dtype).to(memory_format=torch.channels_last)
     set_attention(unet, policy.attend)
     if policy.compile:
         unet.encode = torch.compile(unet.encode, dynamic=False)  # type: ignore[method-assign]

@@ -55,14 +55,21 @@ class SyncBatchNorm(_BatchNorm):
         centred = x - mean.view(shape)
         variance = _SumOverRanks.apply(centred.square().sum(dims)) / count
         self._track(mean.detach(), variance.detach(), count)
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        return (centred * scale.view(shape) + self.bias.view(shape)).to(input.dtype)
+        y = centred * torch.rsqrt(variance + self.eps).view(shape)
+        if self.affine:
+            y = y * self.weight.view(shape) + self.bias.view(shape)
+        return y.to(input.dtype)
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        self.num_batches_tracked += 1
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        """Move the running statistics, where there are any, as torch's batch norm does."""
+        if self.num_batches_tracked is None or self.running_mean is None or self.running_var is None:
+            return
+        self.num_batches_tracked.add_(1)
+        # Without a momentum they are plain averages over all batches; the share stays on the device.
+        momentum = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(variance * count / (count - 1), momentum)
 
 
 def synchronise_batch_norm(module: nn.Module) -> nn.Module:
@@ -71,7 +78,7 @@ def synchronise_batch_norm(module: nn.Module) -> nn.Module:
         synced = SyncBatchNorm(
             module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
         )
-        synced.weight, synced.bias = module.weight, module.bias
+        synced.weight, synced.bias = module.weight, module.bias  # None where it is not affine
         for name, buffer in module.named_buffers():
             synced.register_buffer(name, buffer)
         return synced.train(module.training)

@@ -62,17 +62,30 @@ class Task(Protocol):
 
 
 class Representation:
-    """Thesis Algorithm 1 and its baselines."""
+    """Thesis Algorithm 1 and its baselines.
 
-    def __init__(self, config: Config, policy: Policy, frozen: UNet | None, boundaries: list[int] | None):
-        self.config, self.policy, self.frozen = config, policy, frozen
+    Args:
+        frozen: the diffusion model as it runs.
+        boundaries: of the subsets, measured for choice "profile".
+        start: the diffusion model in float32, see :func:`engine.build.build_model`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        policy: Policy,
+        frozen: UNet | None,
+        boundaries: list[int] | None,
+        start: UNet | None = None,
+    ):
+        self.config, self.policy, self.frozen, self.start = config, policy, frozen, start
         self.schedule = build_schedule(config).to(policy.device)
         self.subsets = build_subsets(config, boundaries)
         self.views = config.simsiam.weight > 0
         self.headline = ("loss", "reduction", "simsiam") if self.views else ("loss", "reduction")
 
     def build(self) -> DiffSiam:
-        return build_model(self.config, self.frozen, self.schedule, self.subsets)
+        return build_model(self.config, self.frozen, self.schedule, self.subsets, self.start)
 
     def loss(self, forward: Callable[..., Losses], batch: Batch, metrics: Metrics | None = None) -> Tensor:
         out = forward(
@@ -85,7 +98,8 @@ class Representation:
     def _record(self, metrics: Metrics, out: Losses) -> None:
         count = len(out.z)
         metrics.add("loss", out.total.detach(), count)
-        metrics.add("feature_std", feature_std(out.z), count)
+        if count > 1:
+            metrics.add("feature_std", feature_std(out.z), count)
         if out.simsiam is not None:
             metrics.add("simsiam", out.simsiam.detach().mean(), count)
         if out.recon is None or out.draw is None:
@@ -105,7 +119,7 @@ class Representation:
             ours, frozen = record.get(f"loss_with_g{suffix}"), record.get(f"loss_frozen{suffix}")
             if isinstance(ours, list) and isinstance(frozen, list):
                 more[f"reduction{suffix}"] = [_reduction(a, b) for a, b in zip(ours, frozen, strict=True)]
-            elif isinstance(ours, float) and isinstance(frozen, float):
+            elif isinstance(ours, float) and isinstance(frozen, float) and frozen:
                 more[f"reduction{suffix}"] = 1 - ours / frozen
         return more
 

@@ -63,6 +63,13 @@ def test_config_show_prints_the_effective_config_with_overrides():
     assert set(values) == set(Config.model_fields)
 
 
+@pytest.mark.parametrize("override", ["seed=0", "data.path=/nowhere", "frozen.weights=/nowhere.pt"])
+def test_config_show_needs_neither_images_nor_weights(override):
+    result = diffsiam("config", "show", str(ROOT / "configs" / "bedroom.json"), override)
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["data"]["px"] == 128
+
+
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [

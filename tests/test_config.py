@@ -1,60 +1,19 @@
-"""Configs: presets load, layers win in their order, and every mistake is one line that names the key."""
+"""Configs: presets load, layers win in their order, and a recorded one says whether a run may go on."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from config_files import ROOMS, ROOT, inputs, rooms, write
 from pydantic import BaseModel, ValidationError
 
 from engine.config import Config
-from engine.config_checks import micro_batch
-from engine.config_errors import key_lines
 from engine.config_file import METHODS, cautions, compatible, config_hash, dump, from_dict, load
 from engine.errors import UsageError
 
-ROOT = Path(__file__).resolve().parent.parent
 PRESETS = sorted((ROOT / "configs").glob("*.json"))
-ROOMS = {"data": {"source": "rooms", "px": 16}, "loss": {"weight": 0}}  # needs neither images nor weights
-
-
-def write(folder: Path, values: dict[str, Any], name: str = "trial") -> Path:
-    path = folder / f"{name}.json"
-    path.write_text(json.dumps(values, indent=2), encoding="utf-8")
-    return path
-
-
-def rooms(folder: Path, *overrides: str) -> Config:
-    return load(write(folder, ROOMS), overrides)
-
-
-def refusal(path: Path, *overrides: str) -> str:
-    with pytest.raises(UsageError) as caught:
-        load(path, overrides)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
-
-def inputs(path: Path, folder: Path) -> list[str]:
-    """Overrides that supply what a preset asks for."""
-    values = json.loads(path.read_text())
-    supplied = [f"data.path={folder}"] if values["data"]["source"] == "folder" else []
-    if values.get("task") != "diffusion" and "weights" not in values["frozen"]:
-        supplied.append("frozen.weights=random")
-    return supplied
-
-
-def staged(stages: str, dims: str) -> list[str]:
-    return ["subsets.split=staged", f"subsets.stages={stages}", f"subsets.dims_per_stage={dims}"]
-
-
-def boundaries(values: str) -> list[str]:
-    return ["subsets.choice=profile", "subsets.n=4", f"subsets.boundaries={values}"]
 
 
 def is_laid_over(switches: dict[str, Any], values: dict[str, Any]) -> bool:
@@ -154,152 +113,9 @@ def test_override_values_are_json_or_else_text(tmp_path):
     assert (config.subsets.choice, config.log.every, config.log.keep) == ("time_tied", 3, 2)
 
 
-@pytest.mark.parametrize("override", ["train.steps", "=5", "--train.steps=5", "train..steps=5"])
-def test_an_override_that_is_not_key_value_is_refused(override, tmp_path):
-    assert "not key=value" in refusal(write(tmp_path, ROOMS), override)
-
-
 def test_a_home_directory_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert rooms(tmp_path, "run.dir=~/runs").run.dir == f"{tmp_path}/runs"
-
-
-def test_a_misspelt_key_is_reported_with_file_line_and_nearest_key(tmp_path):
-    path = write(tmp_path, ROOMS | {"subsets": {"n": 8, "choise": "full"}})
-    line = next(i for i, text in enumerate(path.read_text().splitlines(), 1) if "choise" in text)
-    message = refusal(path)
-    assert message.startswith(f"{path}:{line}: subsets.choise")
-    assert message.endswith("subsets.choice")
-
-
-@pytest.mark.parametrize(
-    ("override", "near"),
-    [
-        ("batch_size=4", "train.batch_size"),
-        ("train.stpes=4", "train.steps"),
-        ("scedule.steps=4", "schedule.steps"),
-        ("steps=4", "schedule.steps or jump.steps or train.steps"),
-        ("grad_klip=4", "optimizer.grad_clip"),
-        ("optimiser.lr=1", "optimizer.lr"),
-        ("model.width=3", "encoder.width"),
-        ("subset.n=4", "subsets.n"),
-    ],
-)
-def test_a_misspelt_override_is_reported_with_the_nearest_key(override, near, tmp_path):
-    path = write(tmp_path, ROOMS)
-    message = refusal(path, override)
-    assert str(path) in message
-    assert f"override {override}" in message
-    assert message.endswith(f"the nearest is {near}")
-
-
-def test_a_key_like_no_other_is_answered_with_the_keys_there_are(tmp_path):
-    assert "jump.steps, jump.time" in refusal(write(tmp_path, ROOMS), "jump.zzzz=1")
-    assert "there are task, method, seed" in refusal(write(tmp_path, ROOMS), "zzzz.qqqq=1")
-
-
-@pytest.mark.parametrize(
-    ("override", "expected"),
-    [
-        ("train.steps=many", 'expected a whole number, got "many"'),
-        ("train.steps=1e3", "expected a whole number, got 1000.0; write 1000"),
-        ("optimizer.lr=fast", 'expected a number, got "fast"'),
-        ("optimizer.lr=0", "expected a value greater than 0, got 0"),
-        ("optimizer.lr=NaN", "expected a finite number, got NaN"),
-        ("data.flip=1", "expected true or false, got 1"),
-        ("run.dir=5", "expected a string, got 5; write run.dir='\"5\"' for the text"),
-        ("optimizer.betas=0.9", "expected a list [...], got 0.9"),
-        ("optimizer.betas=[0.9]", "optimizer.betas.1: field required, got [0.9]"),
-        ("train=5", "expected a section {...}, got 5"),
-        ("subsets.choice=tiem_tied", "the nearest is time_tied"),
-        ("method=ditti", "the nearest is diti"),
-        ("log.keep=1", "expected a value greater than or equal to 2, got 1"),
-    ],
-)
-def test_a_wrong_value_is_reported_with_what_is_expected_and_what_was_given(override, expected, tmp_path):
-    message = refusal(write(tmp_path, ROOMS), override)
-    assert override.partition("=")[0] in message
-    assert expected in message
-
-
-def test_a_wrong_value_in_a_file_is_reported_with_its_line(tmp_path):
-    path = write(tmp_path, {"seed": 1, "train": {"steps": "5"}})
-    assert refusal(path).startswith(f"{path}:4: train.steps: expected a whole number")
-
-
-def test_further_problems_are_counted(tmp_path):
-    message = refusal(write(tmp_path, ROOMS), "train.steps=0", "log.evry=1", "data.flip=2")
-    assert "log.evry" in message
-    assert message.endswith("(and 2 more)")
-
-
-def test_lines_of_keys_are_found_in_nested_sections_and_past_braces_in_strings():
-    text = '{\n "a": {"b": "}{:",\n  "c": [1, {"x": 2}]},\n "d": 1\n}'
-    lines = key_lines(text)
-    assert {key: lines[key] for key in ("a", "a.b", "a.c", "d")} == {"a": 2, "a.b": 2, "a.c": 3, "d": 4}
-
-
-def test_a_missing_file_is_answered_with_the_configs_there_are(tmp_path):
-    message = refusal(tmp_path / "bedrom.json")
-    assert "no such config file" in message
-    assert str(ROOT / "configs" / "bedroom.json") in message
-    other = write(tmp_path, ROOMS)
-    assert str(other) in refusal(tmp_path / "trail.json")
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ('{"seed": 1,\n "train": {"steps" 3}}', ":2:20: invalid JSON"),
-        ("[1]", "a JSON object"),
-        ('{"seed": 1, "seed": 2}', '"seed" appears twice'),
-        ("", "invalid JSON"),
-    ],
-)
-def test_text_that_is_no_config_is_refused_with_its_place(text, expected, tmp_path):
-    path = tmp_path / "broken.json"
-    path.write_text(text)
-    message = refusal(path)
-    assert str(path) in message
-    assert expected in message
-
-
-def test_missing_images_and_weights_are_reported_together_with_commands():
-    message = refusal(ROOT / "configs" / "bedroom.json")
-    assert "images and a diffusion model" in message
-    for part in (
-        "data.path=DIR",
-        "frozen.weights=FILE",
-        "bedroom128 checkpoint.pt",
-        "bedroom_dm.json",
-        "frozen.weights=random",
-        "configs/quickstart.json",
-    ):
-        assert part in message
-
-
-def test_only_what_is_missing_is_reported(tmp_path):
-    path = ROOT / "configs" / "bedroom.json"
-    assert "data.path=DIR (" not in refusal(path, f"data.path={tmp_path}")
-    assert "frozen.weights" not in refusal(path, "frozen.weights=random")
-    assert "frozen.weights" not in refusal(path, "method=simsiam")
-    assert "frozen.weights" not in refusal(ROOT / "configs" / "bedroom_dm.json")
-
-
-@pytest.mark.parametrize("key", ["data.path", "frozen.weights"])
-def test_a_path_that_does_not_exist_is_reported(key, tmp_path):
-    path = ROOT / "configs" / "bedroom.json"
-    places = {"data.path": str(tmp_path), "frozen.weights": "random"} | {key: str(tmp_path / "nowhere")}
-    message = refusal(path, *(f"{name}={place}" for name, place in places.items()))
-    assert f"{key}: {tmp_path / 'nowhere'} does not exist" in message
-
-
-def test_a_shipped_model_that_does_not_exist_is_reported_with_the_nearest(tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.config_file.ASSETS", tmp_path)
-    (tmp_path / "rooms16.safetensors").touch()
-    path = ROOT / "configs" / "quickstart.json"
-    assert load(path).frozen.weights == "builtin:rooms16"
-    assert "there is builtin:rooms16" in refusal(path, "frozen.weights=builtin:rooms61")
 
 
 def test_an_untrained_diffusion_model_is_asked_for_by_name_and_cautioned_about(tmp_path):
@@ -307,62 +123,6 @@ def test_an_untrained_diffusion_model_is_asked_for_by_name_and_cautioned_about(t
     config = load(path, [f"data.path={tmp_path}", "frozen.weights=random"])
     assert "UNTRAINED" in cautions(config)[0]
     assert cautions(load(path, [f"data.path={tmp_path}", "method=simsiam"])) == []
-
-
-@pytest.mark.parametrize(
-    ("overrides", "reason"),
-    [
-        (["subsets.n=7"], "must divide encoder.dim = 512"),
-        (["subsets.n=512", "schedule.steps=512"], "must be below schedule.steps = 512"),
-        (["train.batch_size=10", "train.accumulation=4"], "must divide train.batch_size = 10"),
-        (["schedule.beta_start=0.5"], "exceeds schedule.beta_end = 0.02"),
-        (["frozen.channel_mult=[1,2,2,2,2,2]"], "use a multiple of 32"),
-        (["frozen.channel_mult=[1,2]", "frozen.attention=[4]"], "never downsamples by 4"),
-        (
-            ["frozen.channel_mult=[1,2]", "frozen.base_channels=32", "frozen.heads=3"],
-            "does not divide the 64",
-        ),
-        (["simsiam.weight=0"], "nothing to train"),
-        (["data.path=/tmp"], "data.source=folder"),
-        (["data.px=8"], "draws 16 to 128 px"),
-        (["data.source=folder", "report.factors=true"], "set report.factors=false"),
-        (["encoder.arch=pdae"], "exists for data.px = 64 and 128"),
-        (["subsets.choice=full", "subsets.detach=true"], "only the last would be trained"),
-        (["subsets.choice=full", "subsets.mask=sequential"], "only the last would be trained"),
-        (["subsets.mask=sequential", "subsets.detach=true"], "nothing before it to detach"),
-        (["subsets.choice=profile"], "set subsets.choice=full"),
-        (boundaries("[10,20]"), "needs 3"),
-        (boundaries("[10,30,20]"), "must ascend strictly"),
-        (boundaries("[0,20,30]"), "must ascend strictly"),
-        (boundaries("[10,20,1000]"), "must ascend strictly"),
-        (["subsets.split=staged"], "needs subsets.stages and subsets.dims_per_stage"),
-        (staged("[9,1000]", "[512]"), "has 1 entries for 2"),
-        (staged("[500,900]", "[256,256]"), "must ascend and end at schedule.steps = 1000"),
-        (staged("[500,400,1000]", "[256,128,128]"), "must ascend and end at schedule.steps = 1000"),
-        (staged("[500,1000]", "[256,255]"), "adds up to 511"),
-        (staged("[500,1000]", "[500,12]"), "12 entries of z for 32 subsets"),
-        (staged("[5,10,1000]", "[4,4,504]"), "4 entries of z for 0 subsets"),
-        (["task=diffusion"], "needs its shape: set frozen.base_channels"),
-        (["task=diffusion", "frozen.weights=random"], "leave it null"),
-        (["task=diffusion", "frozen.learn_sigma=true"], "not trained by Eq. 3.4"),
-        (["loss.weight=1", "frozen.weights=random"], "needs its shape: set frozen.base_channels"),
-    ],
-    ids=str,
-)
-def test_an_impossible_combination_is_refused(overrides, reason, tmp_path):
-    assert reason in refusal(write(tmp_path, ROOMS), *overrides)
-
-
-def test_the_unequal_split_of_diti_is_possible(tmp_path):
-    config = rooms(tmp_path, *staged("[50,100,300,500,1000]", "[10,25,327,100,50]"))
-    assert sum(config.subsets.dims_per_stage or ()) == config.encoder.dim
-
-
-def test_the_global_batch_is_shared_by_ranks_and_accumulation_steps(tmp_path):
-    config = rooms(tmp_path, "train.batch_size=48", "train.accumulation=2")
-    assert [micro_batch(config, world) for world in (1, 2, 8)] == [24, 12, 3]
-    with pytest.raises(UsageError, match=r"train\.batch_size=40 or train\.batch_size=50"):
-        micro_batch(config, 5)
 
 
 def test_a_dumped_config_loads_unchanged(tmp_path):
@@ -448,18 +208,3 @@ def test_every_key_is_described():
         return names
 
     assert undescribed(Config) == []
-
-
-def test_a_mistake_is_reported_without_importing_torch_or_deepspeed():
-    code = (
-        "import sys\n"
-        "from engine.config_file import load\n"
-        "from engine.errors import UsageError\n"
-        "try:\n    load('configs/quickstart.json', ['train.stpes=1'])\n"
-        "except UsageError as error:\n    print(error)\n"
-        "print([name for name in ('torch', 'deepspeed', 'numpy') if name in sys.modules])\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    message, imported = done.stdout.splitlines()
-    assert "train.steps" in message
-    assert imported == "[]"

@@ -215,6 +215,17 @@ class TestTheSum:
         losses.total.backward()
         assert ours.encoder.linear.weight.grad.any()
 
+    @pytest.mark.parametrize("missing", [0, 1])
+    def test_a_head_without_both_views_is_refused(self, frozen, decoder, x_0, views, missing):
+        given = [None if place == missing else view for place, view in enumerate(views)]
+        ours = model(frozen, decoder, SimSiam(DIM, "none", hidden=3))
+        with pytest.raises(ValueError, match="give view_1 and view_2, or build without a head"):
+            ours(x_0, POSITIONS, SEED, *given)
+
+    def test_a_model_without_decoder_and_head_has_no_loss(self, x_0, views):
+        with pytest.raises(ValueError, match="neither a decoder nor a SimSiam head"):
+            model(None, None)(x_0, POSITIONS, SEED, *views)
+
 
 class TestPretraining:
     def test_it_is_the_plain_noise_prediction_loss_per_sample(self, frozen, x_0):

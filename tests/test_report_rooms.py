@@ -91,7 +91,7 @@ def config():
     values = {
         "data": {"source": "rooms", "px": PX, "count": 64},
         "frozen": {"weights": "somewhere.safetensors"},
-        "encoder": {"arch": "resnet10", "width": 4, "dim": 32},
+        "encoder": {"arch": "resnet10", "width": 8, "dim": 32},
         "subsets": {"n": 2, "choice": "full"},
         "jump": {"steps": "none"},
         "simsiam": {"weight": 0.0},
@@ -174,7 +174,7 @@ def _occurs(canvas, tile):
 
 
 def test_without_a_decoder_only_the_probe_is_reported_and_the_bar_is_missed(config, tmp_path, capsys):
-    model = DiffSiam(build_encoder("resnet10", PX, 4, 32), None, None, None, Schedule(), Subsets([16, 32]))
+    model = DiffSiam(build_encoder("resnet10", PX, 8, 32), None, None, None, Schedule(), Subsets([16, 32]))
     record = rooms.after(model.eval(), tmp_path, config)
     assert record["causal"] is None
     assert record["arms"]["this run"]["moved_by_all"] is None
@@ -187,7 +187,7 @@ def test_the_random_encoder_is_the_one_that_the_run_began_with(config):
     first = rooms._untrained(config, torch.device("cpu")).state_dict()
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(config.seed)
-    begun = build_encoder("resnet10", PX, 4, 32).state_dict()
+    begun = build_encoder("resnet10", PX, 8, 32).state_dict()
     assert all(torch.equal(first[name], value) for name, value in begun.items())
 
 

@@ -1,10 +1,12 @@
 """Which subsets exist, and which time trains which of them."""
 
-from itertools import accumulate, product
+from itertools import accumulate, pairwise, product
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from diffsiam.subsets import Subsets, balanced_ends, profile_boundaries, staged_ends
@@ -12,6 +14,7 @@ from diffsiam.subsets import Subsets, balanced_ends, profile_boundaries, staged_
 ALL_TIMES = torch.arange(1000)
 EVEN = balanced_ends(512, 64)
 SMALL = balanced_ends(8, 4)
+PROPERTY = settings(deadline=None, derandomize=True, database=None)
 
 
 class TestSplits:
@@ -39,11 +42,32 @@ class TestSplits:
         [
             ([50, 1000], [3, 509], r"stage 0 \(ends at t = 50\) has 4 subsets and 3 dims"),
             ([1, 2, 1000], [8, 8, 496], "0 subsets"),
+            ([50, 900], [256, 256], r"stages \[50, 900\] do not ascend to T = 1000"),
+            ([500, 400, 1000], [256, 128, 128], "do not ascend"),
+            ([], [], "do not ascend"),
+            ([1000], [256, 256], "1 stages have 2 numbers of dims"),
         ],
     )
-    def test_a_stage_without_subsets_or_with_too_few_dimensions_is_refused(self, stages, dims, message):
+    def test_stages_that_cannot_hold_their_subsets_are_refused(self, stages, dims, message):
         with pytest.raises(ValueError, match=message):
             staged_ends(64, 1000, stages, dims)
+
+    @given(data=st.data(), n=st.integers(1, 64), steps=st.integers(64, 1000))
+    @PROPERTY
+    def test_a_staged_split_gives_every_subset_dimensions_of_its_own_stage(self, data, n, steps):
+        inner = data.draw(st.sets(st.integers(1, steps - 1), max_size=5))
+        stages = [*sorted(inner), steps]
+        dims = data.draw(st.lists(st.integers(1, 200), min_size=len(stages), max_size=len(stages)))
+        starts = [-(-i * steps // n) for i in range(n)]
+        held = [sum(first <= t < end for t in starts) for first, end in pairwise([0, *stages])]
+        if not all(0 < count <= size for count, size in zip(held, dims, strict=True)):
+            with pytest.raises(ValueError, match=r"has \d+ subsets and \d+ dims"):
+                staged_ends(n, steps, stages, dims)
+            return
+        ends = staged_ends(n, steps, stages, dims)
+        assert len(ends) == n
+        assert all(a < b for a, b in pairwise([0, *ends]))
+        assert set(accumulate(dims)) <= set(ends)
 
     def test_subsets_and_dimensions_name_each_other(self):
         subsets = Subsets([2, 3, 7])
@@ -155,22 +179,57 @@ class TestProfileBoundaries:
 
     def test_equal_growth_of_the_log_error_gives_equal_stretches_of_time(self):
         error = 0.005 * (1 / 0.005) ** (self.TIMES / self.TIMES[-1])
-        assert profile_boundaries(self.TIMES, error, 4, floor=0.005) == pytest.approx(
+        assert profile_boundaries(self.TIMES, error, 4, 1000, floor=0.005) == pytest.approx(
             [247.5, 495, 742.5], abs=0.5
         )
 
     def test_boundaries_lie_where_something_is_lost(self):
         error = np.interp(self.TIMES, [0, 200, 400, 990], [1e-4, 0.004, 1, 1])
-        boundaries = profile_boundaries(self.TIMES, error, 8)
+        boundaries = profile_boundaries(self.TIMES, error, 8, 1000)
         assert all(200 <= boundary <= 400 for boundary in boundaries)
 
     def test_boundaries_ascend_even_where_all_is_lost_at_once(self):
         times = np.arange(1000)
-        assert profile_boundaries(times, np.where(times < 500, 0, 1.0), 6) == [499, 500, 501, 502, 503]
+        assert profile_boundaries(times, np.where(times < 500, 0, 1.0), 6, 1000) == [499, 500, 501, 502, 503]
 
     def test_what_is_lost_once_stays_lost_whatever_the_noise_of_the_measurement(self):
         noise = np.random.default_rng(0).uniform(0.7, 1.3, len(self.TIMES))
         error = np.linspace(0.01, 1, len(self.TIMES)) * noise
-        assert profile_boundaries(self.TIMES, error, 8) == profile_boundaries(
-            self.TIMES, np.maximum.accumulate(error), 8
+        assert profile_boundaries(self.TIMES, error, 8, 1000) == profile_boundaries(
+            self.TIMES, np.maximum.accumulate(error), 8, 1000
         )
+
+    def test_subsets_that_begin_late_leave_room_for_those_that_follow(self):
+        error = np.where(self.TIMES < 980, 0, 1.0)
+        assert profile_boundaries(self.TIMES, error, 64, 936) == list(range(936 - 63, 936))
+
+    def test_what_is_lost_before_the_first_measurement_is_nobody_s_share(self):
+        error = np.interp(self.TIMES, [0, 300, 700, 990], [0.2, 0.2, 1, 1])
+        boundaries = profile_boundaries(self.TIMES, error, 8, 1000)
+        assert all(300 < boundary < 700 for boundary in boundaries)
+
+    @pytest.mark.parametrize("error", [0.0, 0.009, 0.5, 3.0, float("nan")])
+    def test_an_error_that_does_not_grow_is_refused(self, error):
+        with pytest.raises(ValueError, match="does not grow with the noise"):
+            profile_boundaries(self.TIMES, np.full(len(self.TIMES), error), 64, 1000)
+
+    def test_more_subsets_than_times_are_refused(self):
+        with pytest.raises(ValueError, match="9 subsets cannot share 8 times"):
+            profile_boundaries([0, 7], np.array([0.0, 1.0]), 9, 8)
+
+    @given(
+        error=st.lists(st.floats(0, 2, width=16), min_size=2, max_size=25),
+        n=st.integers(1, 64),
+        spare=st.integers(0, 200),
+    )
+    @PROPERTY
+    def test_boundaries_ascend_strictly_inside_the_drawn_times(self, error, n, spare):
+        drawn = n + spare
+        times = np.linspace(0, 999, len(error)).round().astype(int)
+        if min(max(error), 1) <= max(error[0], 0.01):
+            with pytest.raises(ValueError, match="does not grow"):
+                profile_boundaries(times, np.array(error), n, drawn)
+            return
+        boundaries = profile_boundaries(times, np.array(error), n, drawn)
+        assert len(boundaries) == n - 1
+        assert all(a < b for a, b in pairwise([0, *boundaries, drawn]))

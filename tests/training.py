@@ -94,6 +94,13 @@ def differing(run_a: Path, run_b: Path, step: int) -> list[str]:
     return [name for name in a if not a[name].equal(b[name])]
 
 
+def distance(run_a: Path, run_b: Path, step: int) -> float:
+    """The largest difference between two checkpoints."""
+    a, b = tensors(run_a, step), tensors(run_b, step)
+    assert a.keys() == b.keys()
+    return max((a[name].float() - b[name].float()).abs().max().item() for name in a)
+
+
 def logged(run: Path, name: str) -> list[float]:
     """One metric over the steps of a run."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
