@@ -18,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bench import gpu_checks, gpu_steps, machine
 from bench.parts import Clock
 
@@ -38,6 +40,8 @@ USUAL = ("tests", "kernels", "step", "train")
 def perform(phase: str, out: Path, budget: float) -> Report:
     """Run a phase and write its JSON; an error of the phase itself is its result."""
     began, told = time.monotonic(), machine.describe()
+    if torch.cuda.is_available():
+        told["busy_percent"] = machine.busy()
     try:
         report = PHASES[phase][0](out, Clock(budget))
     except Exception:  # the other phases are still worth running
@@ -51,6 +55,8 @@ def show(report: Report, brief: bool = False) -> str:
     """One phase in Markdown, or its headlines."""
     verdict = "passed" if report["ok"] else "FAILED"
     head = f"## {report['phase']}: {verdict} in {report['seconds']} s\n\n"
+    if (busy := report["machine"].get("busy_percent", 0)) >= machine.BUSY:
+        head += f"The GPU was {busy} % busy with other work when this began: do not trust its times.\n\n"
     return head + (
         f"```\n{report['broken']}```\n" if "broken" in report else PHASES[report["phase"]][1](report, brief)
     )

@@ -26,18 +26,17 @@ from bench.traffic import size
 from kernels.adagn_silu import op
 from kernels.backend import set_backend
 
-# Elements of a tile, channels of a tile, tiles of a program, warps.
-CHOICES = tuple(itertools.product((2048, 4096, 8192), (32, 64, 128), (1, 2, 4, 8), (4, 8)))
-NAMES = ("TILE", "WIDEST", "MOST_TILES", "WARPS")
-LARGEST, SMALLEST = 32, 8  # elements a thread holds
+NAMES = ("TILE", "WIDEST", "MOST_TILES", "WARPS", "STAGES")
+CHOICES = tuple(itertools.product((1024, 2048, 4096), (32, 64, 128), (2, 4, 8, 16), (4, 8), (1, 3, 4)))
+LARGEST, SMALLEST = 16, 8  # elements a thread holds of a tile: one or two 128-bit accesses in bfloat16
 Row = dict[str, Any]
 
 
-def choices() -> Iterator[tuple[int, int, int, int]]:
+def choices() -> Iterator[tuple[int, ...]]:
     """Launch shapes that leave a thread neither too much nor too little."""
-    for tile, widest, tiles, warps in CHOICES:
-        if SMALLEST <= tile // (32 * warps) <= LARGEST and tile * tiles <= 32768:
-            yield tile, widest, tiles, warps
+    for tile, widest, tiles, warps, stages in CHOICES:
+        if SMALLEST <= tile // (32 * warps) <= LARGEST and 4096 <= tile * tiles <= 32768 and stages <= tiles:
+            yield tile, widest, tiles, warps, stages
 
 
 def sizes(count: int, batch: int) -> list[Contest]:
