@@ -42,8 +42,15 @@ format: install  ## let ruff format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: install  ## time what this machine can tell
+bench: install  ## time what this machine can tell: on a GPU everything, on a CPU the step and the references
+ifeq ($(GPU),1)
+	$(BIN)/python -m bench.gpu
+else
 	$(BIN)/python -m bench.step
+	$(BIN)/python -m bench.kernels --config bedroom
+	$(BIN)/python -m pytest bench/test_kernels_benchmark.py --benchmark-max-time=0.5 \
+		--benchmark-columns=median,iqr,rounds --benchmark-sort=name
+endif
 
 wheelhouse: install  ## wheels for a GPU machine without internet (PYTHON_THERE=3.12)
 	$(BIN)/python -m bench.wheelhouse --python $(or $(PYTHON_THERE),3.12)

@@ -27,7 +27,8 @@ from engine.parallel import Ranks, start_ranks, stop_ranks
 from engine.step import choose_policy
 
 FIRST, LAST = 10, 50  # steps compared one by one, and steps whose means are compared
-PRECISIONS = {"fp32": (1e-4, 1e-2), "auto": (2e-2, 2e-2)}  # largest relative difference of each
+# Largest relative difference of either, by precision; "auto" is bfloat16 on a GPU.
+PRECISIONS = {"fp32": (1e-4, 1e-2), "auto": (2e-2, 2e-2)}
 POOL = 2048  # resident images
 Row = dict[str, Any]
 
@@ -65,10 +66,10 @@ def compare(ours: list[float], reference: list[float], bounds: tuple[float, floa
 
 
 def bench(config: Config, ranks: Ranks, steps: int) -> Row:
-    """Both curves in each precision."""
+    """Both curves in each precision that the device has."""
     cuda = ranks.device.type == "cuda"
     images, rows = pool(config, ranks.device), {}
-    for precision, bounds in PRECISIONS.items():
+    for precision, bounds in list(PRECISIONS.items())[: 2 if cuda else 1]:
         curves = {}
         for backend in ("triton" if cuda else "auto", "reference"):
             compile = "auto" if precision == "auto" else "off"

@@ -18,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bench import gpu_checks, gpu_steps, machine
 from bench.parts import Clock
 
@@ -30,12 +32,16 @@ PHASES: dict[str, tuple[Callable[[Path, Clock], Report], Callable[[Report, bool]
     "kernels": (gpu_checks.kernels, gpu_checks.show_kernels),
     "step": (gpu_steps.step, gpu_steps.show_step),
     "train": (gpu_steps.train, gpu_steps.show_train),
+    "tune": (gpu_checks.tune, gpu_checks.show_tune),
 }
+USUAL = ("tests", "kernels", "step", "train")
 
 
 def perform(phase: str, out: Path, budget: float) -> Report:
     """Run a phase and write its JSON; an error of the phase itself is its result."""
     began, told = time.monotonic(), machine.describe()
+    if torch.cuda.is_available():
+        told["busy_percent"] = machine.busy()
     try:
         report = PHASES[phase][0](out, Clock(budget))
     except Exception:  # the other phases are still worth running
@@ -49,6 +55,8 @@ def show(report: Report, brief: bool = False) -> str:
     """One phase in Markdown, or its headlines."""
     verdict = "passed" if report["ok"] else "FAILED"
     head = f"## {report['phase']}: {verdict} in {report['seconds']} s\n\n"
+    if (busy := report["machine"].get("busy_percent", 0)) >= machine.BUSY:
+        head += f"The GPU was {busy} % busy with other work when this began: do not trust its times.\n\n"
     return head + (
         f"```\n{report['broken']}```\n" if "broken" in report else PHASES[report["phase"]][1](report, brief)
     )
@@ -74,7 +82,7 @@ def write_report(out: Path) -> None:
 def main(arguments: list[str]) -> int:
     """Run the phases and return the exit code."""
     parser = argparse.ArgumentParser(prog="bench.gpu", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--phase", nargs="+", default=list(PHASES), choices=list(PHASES))
+    parser.add_argument("--phase", nargs="+", default=list(USUAL), choices=list(PHASES))
     parser.add_argument("--out", type=Path, help="folder (default: bench/results/DEVICE)")
     parser.add_argument("--budget", type=float, default=BUDGET, help="seconds a phase (default: %(default)s)")
     options = parser.parse_args(arguments)

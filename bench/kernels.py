@@ -55,7 +55,8 @@ def measure(contest: Contest, device: torch.device) -> Row:
     gated = {"kernel": contest.kernel, "compiled": compiled, "eager": contest.eager}
     for name, function in {**gated, **contest.unlike}.items():
         try:
-            row[name] = entry = {"gate": None}
+            entry: Row = {"gate": None}
+            row[name] = entry
             if name in gated:
                 entry["gate"] = gate = _gate(run(function, inputs, contest.leaves), exact, contest.bounds)
                 if not gate["green"]:

@@ -54,8 +54,8 @@ class Contestant:
     """
 
     def __init__(self, name: str, build: Callable[[], tuple[Callable[[], Result], Callable[[], Any]]]):
-        self.name, self.row = name, {}
-        self._build = build
+        self.name, self._build = name, build
+        self.row: Row = {}
 
     def prepare(self, device: torch.device) -> None:
         """Build it, and note what its state takes and how long the first pass compiles."""

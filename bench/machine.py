@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import subprocess
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 REVISION = "DIFFSIAM_REVISION"  # names the revision where there is no repository
 PACKAGES = ("torch", "triton", "numpy", "pydantic", "deepspeed", "xformers", "nvidia-dali-cuda130", "lmdb")
 CLOCKS = ("driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "power.limit", "temperature.gpu")
+BUSY = 10  # percent of utilisation from which on others are at work
 
 
 def describe() -> dict[str, Any]:
@@ -74,6 +76,13 @@ def clocks() -> dict[str, str]:
     query = ["nvidia-smi", f"--query-gpu={','.join(CLOCKS)}", "--format=csv,noheader"]
     values = _first_line(query)
     return dict(zip(CLOCKS, values.split(", "), strict=False)) if values else {}
+
+
+def busy() -> int:
+    """Percent of time that the GPU is at work while this process waits; 0 where nobody can tell."""
+    time.sleep(1.0)  # the driver looks back for up to a second
+    told = _first_line(["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"])
+    return int(told) if told.isdigit() else 0
 
 
 def _first_line(command: list[str]) -> str:

@@ -82,7 +82,8 @@ def finish(name: str, process: subprocess.Popen[str], began: float, limit: float
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, 9)
         output, _ = process.communicate()
-        return Part(name, None, time.monotonic() - began, f"{output}\nstopped after {limit:.0f} s")
+        seconds = time.monotonic() - began
+        return Part(name, None, seconds, f"{output}\nstopped after {seconds:.0f} s")
 
 
 def together(jobs: Mapping[str, Sequence[str]], limit: float) -> list[Part]:

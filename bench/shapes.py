@@ -69,8 +69,8 @@ def load_preset(name: str) -> Preset:
         KeyError: it does not state it.
     """
     values = json.loads((CONFIGS / f"{name}.json").read_text())
-    given = {key: values["frozen"][key] for key in ARCHITECTURE}
-    architecture = UNetConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+    base, mult, blocks, attention = (values["frozen"][key] for key in ARCHITECTURE)
+    architecture = UNetConfig(base, tuple(mult), blocks, tuple(attention))
     px, dim = values["data"]["px"], values["encoder"]["dim"]
     return Preset(name, px, dim, values["subsets"]["n"], count_norms(architecture, px, dim))
 

@@ -36,9 +36,8 @@ def gather(directory: Path, python: str) -> list[Path]:
     """Fill ``directory``, which is emptied first, with wheels for CPython ``python`` ("3.12")."""
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-    into = ("--dest", str(directory), "--only-binary=:all:", "--implementation=cp")
-    into += (f"--python-version={python}",)
-    into += tuple(f"--platform={name}_x86_64" for name in PLATFORMS)
+    into = ["--dest", str(directory), "--only-binary=:all:", "--implementation=cp"]
+    into += [f"--python-version={python}", *(f"--platform={name}_x86_64" for name in PLATFORMS)]
     pip("download", *into, *WITH_NEEDS)
     pip("download", "--no-deps", *into, *ALONE)
     # Without its compiled operations it is pure Python, and builds without torch.

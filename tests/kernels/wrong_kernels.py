@@ -38,7 +38,7 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             "tl.join(n_0, n_2), tl.join(n_1, n_3)",
             "tl.join(n_0, n_1), tl.join(n_2, n_3)",
         ),
-        ("bytes become [0, 2]", "images_triton.py", "127.5) - 1.0", "127.5)"),
+        ("bytes become [0, 2]", "images_triton.py", "(1.0 / 127.5) - 1.0", "(1.0 / 127.5)"),
         (
             "planar images are read as packed ones",
             "images_triton.py",
