@@ -9,7 +9,7 @@ EXTRAS := dev$(if $(GPU),$(comma)gpu)
 # Where there is no GPU, saying so spares DeepSpeed the search and its warnings.
 RUN    := PATH="$(CURDIR)/$(BIN):$$PATH" $(if $(GPU),,DS_ACCELERATOR=cpu) $(BIN)/deepspeed --quiet
 
-.PHONY: help install quickstart test lint check format bench clean
+.PHONY: help install quickstart test lint check format bench wheelhouse clean
 
 help:  ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -42,8 +42,18 @@ format: install  ## let ruff format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: install  ## time what this machine can tell
+bench: install  ## time what this machine can tell: on a GPU everything, on a CPU the step and the references
+ifeq ($(GPU),1)
+	$(BIN)/python -m bench.gpu
+else
 	$(BIN)/python -m bench.step
+	$(BIN)/python -m bench.kernels --config bedroom
+	$(BIN)/python -m pytest bench/test_kernels_benchmark.py --benchmark-max-time=0.5 \
+		--benchmark-columns=median,iqr,rounds --benchmark-sort=name
+endif
+
+wheelhouse: install  ## wheels for a GPU machine without internet (PYTHON_THERE=3.12)
+	$(BIN)/python -m bench.wheelhouse --python $(or $(PYTHON_THERE),3.12)
 
 clean:  ## remove the environment and caches, keep runs
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache build *.egg-info

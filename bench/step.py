@@ -82,15 +82,18 @@ class Ours:
         self.trainer.backward(loss)
         return loss.detach(), take_gradients(self.trainer.module)
 
-    def step(self, batch: Batch) -> None:
+    def step(self, batch: Batch) -> Tensor:
+        """One update; returns the loss, 0-d, which nobody has waited for."""
         self.trainer.set_lr(learning_rate(self.config, self.steps))
         reseed_dropout(self.config, self.steps, 0)
-        self.trainer.backward(self.task.loss(self.trainer.engine, batch, self.metrics))
+        loss = self.task.loss(self.trainer.engine, batch, self.metrics)
+        self.trainer.backward(loss)
         self.trainer.step()
         self.ema.update(self.steps)
         self.steps += 1
         if due(self.config.log.every, self.steps):
             self.metrics.flush()
+        return loss.detach()
 
 
 def build_published(config: Config, device: torch.device, autocast: torch.dtype | None = None) -> Published:

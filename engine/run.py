@@ -17,7 +17,7 @@ from engine.build import build_frozen, build_schedule, build_subsets, weights_pa
 from engine.config import Config
 from engine.config_checks import micro_batch
 from engine.config_file import cautions, dump
-from engine.data.pipeline import fetch
+from engine.data.pipeline import fetch, route
 from engine.data.sources import Source, open_source
 from engine.errors import UsageError
 from engine.loop import train, zero_stage
@@ -165,6 +165,7 @@ def _rows(
 ) -> list[tuple[str, str]]:
     """What will run, for the screen."""
     cuda = ranks.device.type == "cuda"
+    views = config.task == "diffsiam" and config.simsiam.weight > 0
     device = torch.cuda.get_device_name(ranks.device) if cuda else f"CPU, {torch.get_num_threads()} threads"
     world = "1 rank" if ranks.world == 1 else f"{ranks.world} ranks"
     rows = [
@@ -176,7 +177,7 @@ def _rows(
         ),
         (
             "data",
-            f"{source.describe()}, {config.data.px} px, DALI on {'GPU (mixed decode)' if cuda else 'CPU'}",
+            f"{source.describe()}, {config.data.px} px, {route(source, config.data.px, views, cuda)}",
         ),
         ("device", f"{device}, {world}, ZeRO {zero_stage(config, ranks)}"),
         *policy.reasons,

@@ -107,8 +107,8 @@ def prepare_frozen(unet: UNet, policy: Policy) -> UNet:
     unet = deepcopy(unet).to(policy.device, policy.frozen_dtype).to(memory_format=torch.channels_last)
     set_attention(unet, policy.attend)
     if policy.compile:
-        unet.encode = torch.compile(unet.encode)  # type: ignore[method-assign]
-        unet.decode = torch.compile(unet.decode)  # type: ignore[method-assign]
+        unet.encode = torch.compile(unet.encode, dynamic=False)  # type: ignore[method-assign]
+        unet.decode = torch.compile(unet.decode, dynamic=False)  # type: ignore[method-assign]
     return unet
 
 
@@ -116,9 +116,11 @@ def prepare_trainable(module: nn.Module, policy: Policy) -> nn.Module:
     """Attention and compilation of what is trained. Its weights keep their layout, which DeepSpeed's
     flattening needs.
     """
+    # For fixed sizes: the encoder sees batches of x_0 and, twice as large, of both views. At the second size
+    # torch would compile for any, and Inductor then leaves convolutions in the layout it finds.
     set_attention(module, policy.attend)
     if policy.compile:
         for part in (getattr(module, name, None) for name in ("encoder", "decoder", "unet")):
             if part is not None:
-                part.compile()
+                part.compile(dynamic=False)
     return module

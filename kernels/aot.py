@@ -76,6 +76,7 @@ def _image_cases(dtype: str) -> Iterator[Case]:
     i64 = dict.fromkeys(("level_ptr", "time_ptr", "seed_ptr", "position_ptr"), "i64")
     tables = dict.fromkeys(("alpha_bar_ptr", "shift_ptr", "weight_ptr"), "fp64")
     common = {"CHANNELS": 3, "X_PACKED": True, "STREAM": STREAM_NOISE}
+    fusion = {"enable_fp_fusion": False}
     for source in ("u8", dtype):
         pointers = {"x_0_ptr": source, "out_ptr": dtype, "eps_ptr": "fp32", **i64, **tables}
         constants = {
@@ -85,7 +86,6 @@ def _image_cases(dtype: str) -> Iterator[Case]:
             "RETURN_EPS": False,
             "BLOCK": noise_jump.BLOCK,
         }
-        fusion = {"enable_fp_fusion": False}
         yield Case(
             "noise_jump",
             f"{source}->{dtype}",
@@ -109,7 +109,7 @@ def _image_cases(dtype: str) -> Iterator[Case]:
             "ACC": tl.float32,
         }
         name = "recon_loss" if with_gradient else "recon_loss_value"
-        yield Case(name, dtype, _recon_loss_kernel, pointers, constants, recon_loss.WARPS)
+        yield Case(name, dtype, _recon_loss_kernel, pointers, constants, recon_loss.WARPS, fusion)
     if dtype == "fp32":
         values = dict.fromkeys(
             ("partial_ptr", "loss_ptr", "frozen_ptr", "x_0_error_ptr", "x_0_error_frozen_ptr"), "fp32"

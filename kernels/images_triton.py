@@ -21,8 +21,8 @@ def image_offset(e, stride_channel, stride_pixel, CHANNELS: tl.constexpr, PACKED
 
 @triton.jit
 def to_unit_range(x, FROM_BYTES: tl.constexpr, ACC: tl.constexpr):
-    """Bytes 0..255 -> [-1, 1] rounded as PyTorch rounds x / 127.5 - 1; floats pass. In ACC."""
+    """Bytes 0..255 -> [-1, 1] with the reference's rounding of x (1 / 127.5) - 1; floats pass. In ACC."""
     if FROM_BYTES:
-        return (tl.div_rn(x.to(tl.float32), 127.5) - 1.0).to(ACC)
+        return (x.to(tl.float32) * (1.0 / 127.5) - 1.0).to(ACC)
     else:
         return x.to(ACC)

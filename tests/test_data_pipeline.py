@@ -7,9 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.data import pipeline
+from engine.data import pipeline, stream
 from engine.data.pipeline import Loader, fetch
-from engine.data.sources import FolderSource
+from engine.data.rooms import Rooms
+from engine.data.sources import FolderSource, RoomsSource
 from engine.errors import DataError, UsageError
 
 pytest.importorskip("nvidia.dali")
@@ -23,11 +24,12 @@ def picture(index: int, height: int, width: int) -> Image.Image:
 
 
 class Pictures:
-    """A source of 16-px pictures in memory."""
+    """A source of 16-px pictures in memory; only with ``px`` it says that they are."""
 
     name, encoded, labels, classes = "pictures", False, None, ()
 
-    def __init__(self, count: int = 20):
+    def __init__(self, count: int = 20, px: int | None = None):
+        self.px = px
         self.pictures = [np.asarray(picture(i, 16, 16)) for i in range(count)]
 
     def __len__(self):
@@ -152,6 +154,31 @@ def test_x_0_is_mirrored_for_some_samples_and_never_when_switched_off():
         mirrored = (batch["x_0"] == straight.flip(2)).flatten(1).all(1)
         assert ((batch["x_0"] == straight).flatten(1).all(1) | mirrored).all()
         assert bool(mirrored.any()) is flip
+
+
+def test_pictures_of_the_right_size_give_the_same_batches_without_the_image_graph(monkeypatch):
+    graph = Loader(Pictures(), 16, 0, batch_size=8, views=False)
+    monkeypatch.setattr(stream, "_graph", lambda: pytest.fail("the image graph was built"))
+    direct = Loader(Pictures(px=16), 16, 0, batch_size=8, views=False)
+    for _ in range(4):
+        expected, batch = next(graph), next(direct)
+        assert batch.keys() == expected.keys()
+        assert all(torch.equal(batch[name], expected[name]) for name in expected)
+
+
+def test_pictures_handed_out_directly_are_not_the_source_s_own_memory():
+    pictures = RoomsSource(Rooms(16, seed=0, count=4))
+    before = pictures.read(np.arange(4)).copy()
+    next(Loader(pictures, 16, 0, batch_size=4, views=False, flip=False))["x_0"].zero_()
+    assert np.array_equal(pictures.read(np.arange(4)), before)
+
+
+@pytest.mark.parametrize(("px", "views"), [(16, True), (32, False)])
+def test_pictures_to_be_resized_or_augmented_go_through_the_image_graph(px, views):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stream, "_graph", lambda: (_ for _ in ()).throw(UsageError("asked for the graph")))
+        with pytest.raises(UsageError, match="asked for the graph"):
+            Loader(Pictures(px=16), px, 0, batch_size=4, views=views)
 
 
 def test_the_recipe_none_gives_views_that_are_the_plain_image():

@@ -13,7 +13,7 @@ from torch import Tensor
 from engine.data.draws import augmentation
 from engine.data.feeds import Feed, Reader
 from engine.data.sources import Source
-from engine.data.stream import ImageStream
+from engine.data.stream import open_stream, passes_directly
 from engine.errors import UsageError
 
 DEPTH = 2  # micro-batches that are decoded ahead
@@ -58,7 +58,8 @@ class Loader:
         stream) and "index" (in the source), int64 (m,); all on the device.
 
     Raises:
-        UsageError: the sizes do not multiply to ``batch_size``, or the recipe is unknown, or DALI is missing.
+        UsageError: the sizes do not multiply to ``batch_size``, or the recipe is unknown, or DALI is missing
+            where it is needed.
         DataError: while iterating, when an image cannot be read or decoded; it names the image.
     """
 
@@ -93,7 +94,7 @@ class Loader:
         self._next_micro_step = start_step * accumulation
         self._pool = ThreadPoolExecutor(min(threads, READ_AHEAD), thread_name_prefix="read")
         self._reading: deque[Future[Feed]] = deque()
-        self._images = ImageStream(
+        self._images = open_stream(
             self.reader, self._feed, batch=micro_batch, threads=threads, device_id=device_id, depth=DEPTH
         )
 
@@ -121,6 +122,13 @@ class Loader:
         return self._reading.popleft().result()
 
 
+def route(source: Source, px: int, views: bool, on_gpu: bool) -> str:
+    """How the images of a source get into a batch, for people."""
+    if passes_directly(source, px, views):
+        return "straight from memory"
+    return "DALI on GPU (mixed decode)" if on_gpu else "DALI on CPU"
+
+
 def fetch(source: Source, px: int, indices: Sequence[int] | np.ndarray, threads: int = 2) -> np.ndarray:
     """The items ``indices`` as x_0, never mirrored, (N, px, px, 3) uint8, by the CPU. Raises DataError."""
     indices = np.asarray(indices, dtype=np.int64)
@@ -129,7 +137,7 @@ def fetch(source: Source, px: int, indices: Sequence[int] | np.ndarray, threads:
     reader = Reader(source, px)
     chunks = np.split(indices, range(FETCH_BATCH, len(indices), FETCH_BATCH))
     feeds = map(reader.items, chunks)
-    images = ImageStream(
+    images = open_stream(
         reader, lambda: next(feeds), batch=FETCH_BATCH, threads=threads, device_id=None, depth=1
     )
     return np.concatenate([images.run()["x_0"].numpy() for _ in chunks])

@@ -27,12 +27,14 @@ class Source(Protocol):
     Attributes:
         name: one word for logs, such as "folder".
         encoded: whether :meth:`read` gives file contents (1-D uint8) or pixels (HWC uint8, RGB).
+        px: side of every image where all are square and of one size, else None.
         labels: class of every item, (N,) int64, or None.
         classes: names of the classes, indexed by label; empty without labels.
     """
 
     name: str
     encoded: bool
+    px: int | None
 
     @property
     def labels(self) -> np.ndarray | None: ...
@@ -64,6 +66,7 @@ class FolderSource:
 
     name = "folder"
     encoded = True
+    px = None
 
     def __init__(self, path: str | Path):
         self.root = Path(path).expanduser()
@@ -127,7 +130,7 @@ class RoomsSource:
     labels = None
 
     def __init__(self, drawn: rooms.Rooms):
-        self.rooms = drawn
+        self.rooms, self.px = drawn, drawn.px
         shape = (len(drawn), drawn.px, drawn.px, 3)
         self._kept = np.empty(shape, np.uint8) if math.prod(shape) <= CACHE_BYTES else None
         self._is_kept = np.zeros(len(drawn), dtype=bool)

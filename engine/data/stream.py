@@ -1,4 +1,4 @@
-"""A running image graph: feeds go in, torch tensors come out."""
+"""From feeds to torch tensors: through the image graph, or directly where it would have nothing to do."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 from collections import deque
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,7 +15,65 @@ from torch import Tensor
 
 from engine.data.draws import VIEW_STREAMS
 from engine.data.feeds import PILLOW_ERRORS, Feed, Reader, reason
+from engine.data.sources import Source
 from engine.errors import DataError, UsageError
+
+
+class Stream(Protocol):
+    """Batches without end."""
+
+    def run(self) -> dict[str, Tensor]:
+        """The next batch, on the device: x_0 and views, uint8 (B, px, px, 3); position and index, int64 (B,).
+
+        Raises DataError if an image cannot be read or decoded.
+        """
+
+    def close(self) -> None:
+        """Free what runs ahead; may be called again."""
+
+
+def open_stream(
+    reader: Reader, feed: Callable[[], Feed], *, batch: int, threads: int, device_id: int | None, depth: int
+) -> Stream:
+    """The stream that a reader needs: arguments as of :class:`ImageStream`."""
+    if passes_directly(reader.source, reader.px, reader.views is not None):
+        return DirectStream(feed, _device(device_id))
+    return ImageStream(reader, feed, batch=batch, threads=threads, device_id=device_id, depth=depth)
+
+
+def passes_directly(source: Source, px: int, views: bool) -> bool:
+    """Whether the image graph would have nothing to decode, to resize or to augment."""
+    return not views and not source.encoded and source.px == px
+
+
+class DirectStream:
+    """Pictures that have the right size already, without views: mirrored, and nothing else.
+
+    It gives what :class:`ImageStream` gives, without DALI.
+    """
+
+    def __init__(self, feed: Callable[[], Feed], device: torch.device):
+        self._feed, self._device = feed, device
+
+    def run(self) -> dict[str, Tensor]:
+        feed = self._feed()
+        x_0 = torch.from_numpy(np.array(feed.images))  # a copy: the source may keep its pictures
+        flip = feed.arguments.get("x_0.flip")
+        if flip is not None:
+            x_0 = torch.where(torch.from_numpy(flip)[:, None, None, None] > 0, x_0.flip(2), x_0)
+        return {"x_0": x_0.to(self._device, non_blocking=True)} | _names(feed, self._device)
+
+    def close(self) -> None:
+        pass
+
+
+def _names(feed: Feed, device: torch.device) -> dict[str, Tensor]:
+    named = {"position": torch.from_numpy(feed.positions), "index": torch.from_numpy(feed.indices)}
+    return {name: value.to(device, non_blocking=True) for name, value in named.items()}
+
+
+def _device(device_id: int | None) -> torch.device:
+    return torch.device("cpu" if device_id is None else f"cuda:{device_id}")
 
 
 class ImageStream:
@@ -44,7 +102,7 @@ class ImageStream:
         depth: int,
     ):
         self._graph, self._source, self._next_feed = _graph(), reader.source, feed
-        self._device = torch.device("cpu" if device_id is None else f"cuda:{device_id}")
+        self._device = _device(device_id)
         self._fed: deque[Feed] = deque()
         self._outputs = ["x_0", *(VIEW_STREAMS if reader.views else ())]
         self._pipeline: Any = self._graph.build(
@@ -60,24 +118,15 @@ class ImageStream:
         )
 
     def run(self) -> dict[str, Tensor]:
-        """The next batch, on the device: x_0 and views, uint8 (B, px, px, 3); position and index, int64 (B,).
-
-        Raises DataError if an image cannot be read or decoded.
-        """
         stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
         try:
             outputs = self._pipeline.run(stream)
         except RuntimeError as error:
             raise self._diagnosis(error) from error
         images = (self._graph.to_torch(output, self._device, stream) for output in outputs)
-        feed = self._fed.popleft()
-        names = {"position": torch.from_numpy(feed.positions), "index": torch.from_numpy(feed.indices)}
-        return dict(zip(self._outputs, images, strict=True)) | {
-            name: value.to(self._device, non_blocking=True) for name, value in names.items()
-        }
+        return dict(zip(self._outputs, images, strict=True)) | _names(self._fed.popleft(), self._device)
 
     def close(self) -> None:
-        """Free the graph; may be called again."""
         self._pipeline = None
 
     def _feed(self) -> Sequence:

@@ -17,6 +17,17 @@ import triton.language as tl
 
 
 @triton.jit
+def _place(program, chunks, C: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Sample, chunk and channels of a program: neighbours take neighbouring channels of the same pixels, so
+    that together they read memory in order.
+    """
+    columns: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
+    place = program // columns
+    c = (program % columns) * BLOCK_C + tl.arange(0, BLOCK_C)
+    return (place // chunks).to(tl.int64), place % chunks, c
+
+
+@triton.jit
 def _modulation(pointer, sample, c, m_c, C: tl.constexpr, PRESENT: tl.constexpr, ACC: tl.constexpr):
     """(1 + scale, shift) of a modulation (B, 2 C), or (1, 0) where there is none."""
     if PRESENT:
@@ -66,29 +77,32 @@ def _adagn_stats_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
     TILES: tl.constexpr,
+    STAGES: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """Mean and squared deviations of each channel over a chunk: two passes over a tile in registers, tiles
-    merged by Chan's formula."""
-    sample = (tl.program_id(0) // chunks).to(tl.int64)
-    chunk = tl.program_id(0) % chunks
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    """Mean and squared deviations of each channel over a chunk: Welford's recurrence down the tiles for each
+    place in a tile, then all places at once (Chan et al.), so that threads meet only at the end."""
+    sample, chunk, c = _place(tl.program_id(0), chunks, C, BLOCK_C)
     m_c = c < C
     x_ptr += sample * pixels * C
     first = chunk * TILES * BLOCK_P
-    mean, m_2 = tl.zeros((BLOCK_C,), ACC), tl.zeros((BLOCK_C,), ACC)
-    for tile in range(TILES):
-        start = first + tile * BLOCK_P
-        p = start + tl.arange(0, BLOCK_P)
+    row = tl.arange(0, BLOCK_P)
+    place_mean, place_m_2 = tl.zeros((BLOCK_P, BLOCK_C), ACC), tl.zeros((BLOCK_P, BLOCK_C), ACC)
+    seen = tl.full((), 0.0, ACC)
+    for tile in tl.range(0, TILES, num_stages=STAGES):
+        p = first + tile * BLOCK_P + row
         m_pc = (p < pixels)[:, None] & m_c[None, :]
         x = tl.load(x_ptr + p[:, None] * C + c[None, :], mask=m_pc, other=0.0).to(ACC)
-        before = tl.minimum(pixels - first, tile * BLOCK_P).to(ACC)
-        here = tl.maximum(tl.minimum(pixels - start, BLOCK_P), 0).to(ACC)
-        tile_mean = tl.sum(x, axis=0) / tl.maximum(here, 1.0)
-        deviation = tl.where(m_pc, x - tile_mean[None, :], 0.0)
-        delta = tile_mean - mean
-        mean += delta * (here / (before + here))
-        m_2 += tl.sum(deviation * deviation, axis=0) + delta * delta * (before * here / (before + here))
+        deviation = tl.where(m_pc, x - place_mean, 0.0)  # past the end mean and squares stay
+        seen += 1.0
+        place_mean += deviation * (1.0 / seen)
+        place_m_2 += deviation * (x - place_mean)
+    here = tl.minimum(pixels - first, TILES * BLOCK_P).to(ACC)
+    tiles = tl.maximum(tl.minimum((pixels - first - row + BLOCK_P - 1) // BLOCK_P, TILES), 0)
+    count = tiles.to(ACC)[:, None]
+    mean = tl.sum(count * place_mean, axis=0) / here
+    delta = place_mean - mean[None, :]
+    m_2 = tl.sum(place_m_2 + count * delta * delta, axis=0)
     o_partial = (sample * chunks + chunk) * C + c
     tl.store(mean_ptr + o_partial, mean, mask=m_c)
     tl.store(m_2_ptr + o_partial, m_2, mask=m_c)
@@ -162,19 +176,19 @@ def _adagn_apply_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
     TILES: tl.constexpr,
+    STAGES: tl.constexpr,
     ACC: tl.constexpr,
 ):
     """y = SiLU(gain x^ + offset)."""
-    sample = (tl.program_id(0) // chunks).to(tl.int64)
-    chunk = tl.program_id(0) % chunks
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    # Backwards: what the statistics read last is still in the cache.
+    sample, chunk, c = _place(tl.num_programs(0) - 1 - tl.program_id(0), chunks, C, BLOCK_C)
     m_c = c < C
     gain, offset = _affine(weight_ptr, bias_ptr, time_ptr, z_ptr, sample, c, m_c, C, HAS_TIME, HAS_Z, ACC)
     mean = _of_group(mean_ptr, sample, c, m_c, C, WIDTH)[None, :]
     slope = (_of_group(rstd_ptr, sample, c, m_c, C, WIDTH) * gain)[None, :]
     x_ptr += sample * pixels * C
     y_ptr += sample * pixels * C
-    for tile in range(TILES):
+    for tile in tl.range(0, TILES, num_stages=STAGES):
         p = (chunk * TILES + tile) * BLOCK_P + tl.arange(0, BLOCK_P)
         m_pc = (p < pixels)[:, None] & m_c[None, :]
         o_pc = p[:, None] * C + c[None, :]
@@ -211,12 +225,11 @@ def _adagn_sums_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
     TILES: tl.constexpr,
+    STAGES: tl.constexpr,
     ACC: tl.constexpr,
 ):
     """S_1 = sum dh and S_2 = sum dh x^ of each channel over a chunk, where dh = dy SiLU'(h)."""
-    sample = (tl.program_id(0) // chunks).to(tl.int64)
-    chunk = tl.program_id(0) % chunks
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    sample, chunk, c = _place(tl.program_id(0), chunks, C, BLOCK_C)
     m_c = c < C
     gain, offset = _affine(weight_ptr, bias_ptr, time_ptr, z_ptr, sample, c, m_c, C, HAS_TIME, HAS_Z, ACC)
     mean = _of_group(mean_ptr, sample, c, m_c, C, WIDTH)[None, :]
@@ -225,7 +238,7 @@ def _adagn_sums_kernel(
     s_1, s_2 = tl.zeros((BLOCK_P, BLOCK_C), ACC), tl.zeros((BLOCK_P, BLOCK_C), ACC)
     dy_ptr += sample * pixels * C
     x_ptr += sample * pixels * C
-    for tile in range(TILES):
+    for tile in tl.range(0, TILES, num_stages=STAGES):
         p = (chunk * TILES + tile) * BLOCK_P + tl.arange(0, BLOCK_P)
         m_pc = (p < pixels)[:, None] & m_c[None, :]
         o_pc = p[:, None] * C + c[None, :]
@@ -326,12 +339,12 @@ def _adagn_dx_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
     TILES: tl.constexpr,
+    STAGES: tl.constexpr,
     ACC: tl.constexpr,
 ):
     """dx = rstd (gain dh - mean(gain dh) - x^ mean(gain dh x^)), the means over the group."""
-    sample = (tl.program_id(0) // chunks).to(tl.int64)
-    chunk = tl.program_id(0) % chunks
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    # Backwards, as above.
+    sample, chunk, c = _place(tl.num_programs(0) - 1 - tl.program_id(0), chunks, C, BLOCK_C)
     m_c = c < C
     gain, offset = _affine(weight_ptr, bias_ptr, time_ptr, z_ptr, sample, c, m_c, C, HAS_TIME, HAS_Z, ACC)
     mean = _of_group(mean_ptr, sample, c, m_c, C, WIDTH)[None, :]
@@ -342,7 +355,7 @@ def _adagn_dx_kernel(
     dy_ptr += sample * pixels * C
     x_ptr += sample * pixels * C
     dx_ptr += sample * pixels * C
-    for tile in range(TILES):
+    for tile in tl.range(0, TILES, num_stages=STAGES):
         p = (chunk * TILES + tile) * BLOCK_P + tl.arange(0, BLOCK_P)
         m_pc = (p < pixels)[:, None] & m_c[None, :]
         o_pc = p[:, None] * C + c[None, :]

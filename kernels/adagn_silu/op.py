@@ -15,9 +15,10 @@ from kernels.tensors import INDEX_LIMIT, is_channels_last, require, require_toge
 NAME = "adagn_silu"
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 WARPS = 8
-TILE = 4096  # elements of a tile, 16 a thread
+TILE = 2048  # elements of a tile, 8 a thread: one 128-bit access in bfloat16
 WIDEST = 64  # channels of a tile
-MOST_TILES = 4  # per program
+MOST_TILES = 8  # per program
+STAGES = 3  # tiles on their way from memory
 MERGE_BLOCK = 64  # chunks that the second stage reads at once
 
 
@@ -85,12 +86,14 @@ def adagn_silu(
 
 
 def tiling(channels: int, pixels: int) -> dict[str, int]:
-    """BLOCK_P, BLOCK_C and TILES for an image of these sizes; they depend on nothing else, so that a sample
-    is computed alike in any batch."""
+    """BLOCK_P, BLOCK_C, TILES and STAGES for an image of these sizes; they depend on nothing else, so that a
+    sample is computed alike in any batch.
+    """
     divisor = channels & -channels  # the largest power of two that divides
     block_c = min(WIDEST, divisor if divisor >= 8 else tensors.power_of_two(channels))
     block_p = min(max(1, TILE // block_c), tensors.power_of_two(pixels))
-    return {"BLOCK_P": block_p, "BLOCK_C": block_c, "TILES": min(MOST_TILES, -(-pixels // block_p))}
+    tiles = min(MOST_TILES, -(-pixels // block_p))
+    return {"BLOCK_P": block_p, "BLOCK_C": block_c, "TILES": tiles, "STAGES": min(STAGES, tiles)}
 
 
 def merging(chunks: int, width: int) -> dict[str, int]:
@@ -115,7 +118,7 @@ class _Launch:
         acc = tl.float64 if x.dtype == torch.float64 else tl.float32
         self.present = {"HAS_TIME": time is not None, "HAS_Z": z is not None}
         self.tile = {"C": channels, **tiles, "ACC": acc, "num_warps": WARPS, "enable_fp_fusion": True}
-        self.grid = (self.batch * self.chunks, -(-channels // tiles["BLOCK_C"]))
+        self.grid = (self.batch * self.chunks * -(-channels // tiles["BLOCK_C"]),)
         self.width, self.chunk, self.groups = channels // groups, chunk, groups
         self.merge = {"C": channels, "WIDTH": self.width, **merging(self.chunks, self.width), "ACC": acc}
         self.merge |= {"enable_fp_fusion": True}

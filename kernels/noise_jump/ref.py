@@ -8,12 +8,16 @@ from torch import Tensor
 
 from kernels.philox import STREAM_NOISE, Seed, normal
 
+# A factor, not a divisor: on CUDA torch divides by a number as it multiplies by its rounded inverse, on a CPU
+# it divides. 0 and 255 become -1 and 1 exactly.
+UNIT = 1.0 / 127.5
+
 
 def to_unit_range(x_0: Tensor) -> Tensor:
     """uint8 NHWC in 0..255 -> float32 NCHW in [-1, 1], channels_last strides; float NCHW passes through as
     float32."""
     if x_0.dtype == torch.uint8:
-        return x_0.permute(0, 3, 1, 2).float() / 127.5 - 1.0
+        return x_0.permute(0, 3, 1, 2).float() * UNIT - 1.0
     return x_0.float()
 
 

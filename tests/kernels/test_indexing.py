@@ -85,7 +85,7 @@ def test_the_adaptive_group_norm(far_apart):
         torch.full((3, 1), value) for value in (0.5, 2.0, 0.0, 0.0)
     ]  # mean, rstd, and no means to take off
     sums = [torch.empty(3, 1, 8) for _ in range(2)]
-    tile = {"C": channels, "BLOCK_P": 8, "BLOCK_C": 8, "TILES": 1, "ACC": tl.float32}
+    tile = {"C": channels, "BLOCK_P": 8, "BLOCK_C": 8, "TILES": 1, "STAGES": 1, "ACC": tl.float32}
     rest = {"WIDTH": 8, "HAS_TIME": False, "HAS_Z": False, **tile}
     affine, sizes = (one, zero, one, one), (pixels, 1)
     adagn._adagn_stats_kernel[(3, 1)](x, *sums, *sizes, **tile)

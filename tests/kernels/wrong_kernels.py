@@ -38,7 +38,7 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             "tl.join(n_0, n_2), tl.join(n_1, n_3)",
             "tl.join(n_0, n_1), tl.join(n_2, n_3)",
         ),
-        ("bytes become [0, 2]", "images_triton.py", "127.5) - 1.0", "127.5)"),
+        ("bytes become [0, 2]", "images_triton.py", "(1.0 / 127.5) - 1.0", "(1.0 / 127.5)"),
         (
             "planar images are read as packed ones",
             "images_triton.py",
@@ -146,22 +146,22 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
     ],
     "adagn_silu": [
         (
-            "variance as E[x^2] - E[x]^2",
+            "deviations from the mean before the pixel",
             "adagn_silu/kernel.py",
-            "m_2 += tl.sum(deviation * deviation, axis=0)",
-            "m_2 += tl.sum(x * x, axis=0) - here * tile_mean * tile_mean",
+            "place_m_2 += deviation * (x - place_mean)",
+            "place_m_2 += deviation * deviation",
         ),
         (
             "chunks are merged without their means' spread",
             "adagn_silu/kernel.py",
-            "m_2 + count * delta * delta",
-            "m_2",
+            "tl.where(m_i, m_2 + count * delta * delta, 0.0)",
+            "tl.where(m_i, m_2, 0.0)",
         ),
         (
-            "tiles are merged without their means' spread",
+            "places of a tile are merged without their means' spread",
             "adagn_silu/kernel.py",
-            "+ delta * delta * (before * here / (before + here))",
-            "",
+            "place_m_2 + count * delta * delta",
+            "place_m_2",
         ),
         (
             "the last chunk counts as a full one",
@@ -172,8 +172,8 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
         (
             "pixels past the end deviate",
             "adagn_silu/kernel.py",
-            "tl.where(m_pc, x - tile_mean[None, :], 0.0)",
-            "x - tile_mean[None, :]",
+            "tl.where(m_pc, x - place_mean, 0.0)",
+            "x - place_mean",
         ),
         (
             "scale instead of 1 + scale",

@@ -1,0 +1,233 @@
+"""bench.gpu on a machine without a GPU: every phase runs small, and what fails is a row, not the end."""
+
+import ast
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from test_bench import TINY
+from training import environment
+
+import bench.kernels
+from bench import contests, gpu, gpu_checks, gpu_steps, parts, wheelhouse
+from bench.curve import compare
+from bench.shapes import Norm, Preset, count_norms
+from bench.traffic import eager_traffic
+from diffsiam import layers, unet
+from diffsiam.decoder import Decoder
+from diffsiam.unet import UNet, UNetConfig
+from kernels.adagn_silu import ref
+
+ROOT = Path(__file__).resolve().parent.parent
+CPU = torch.device("cpu")
+NORM = Norm(32, 8, time=True, z=True, trained=True)
+SMALL = Preset("small", 8, 32, 4, Counter({NORM: 3, Norm(8, 16, False, False, False): 2}))
+
+
+def test_the_norms_of_a_preset_are_those_that_its_networks_run(monkeypatch):
+    architecture = UNetConfig(8, (1, 2), blocks=1, attention=(2,))
+    found = count_norms(architecture, 16, 16)
+    seen: Counter = Counter()
+
+    def spy(x, groups, weight, bias, time=None, z=None, eps=1e-5):
+        seen[x.shape[1], x.shape[2], time is not None, z is not None, weight.requires_grad] += 1
+        return ref.adagn_silu(x, groups, weight, bias, time, z, eps)
+
+    for module in (layers, unet):
+        monkeypatch.setattr(module, "adagn_silu", spy)
+    frozen, decoder = UNet(architecture).requires_grad_(False), Decoder(architecture, 16)
+    features = frozen.encode(torch.randn(1, 3, 16, 16), torch.tensor([3]))
+    frozen.decode(features)
+    decoder(features, torch.randn(1, 16))
+    assert {(n.channels, n.px, n.time, n.z, n.trained): count for n, count in found.items()} == dict(seen)
+
+
+def modules_behind(name: str, found: set[str] | None = None) -> set[str]:
+    """All modules that importing ``name`` imports of ours, and the names of others."""
+    found = set() if found is None else found
+    path = ROOT / f"{name.replace('.', '/')}.py"
+    if name in found or not path.exists():
+        return found | {name}
+    found.add(name)
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom):
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        for other in names:
+            found |= modules_behind(other, found)
+    return found
+
+
+def test_the_phases_for_bare_machines_import_torch_and_numpy_alone():
+    for entry in ("bench.gpu", "bench.kernels", "bench.tune"):
+        others = {name.split(".")[0] for name in modules_behind(entry)} - set(sys.stdlib_module_names)
+        assert others == {"bench", "diffsiam", "kernels", "torch", "numpy"}, entry
+
+
+def test_bytes_of_eager_operations_are_what_they_read_and_write_and_views_are_free():
+    a, b = torch.empty(10, 4, device="meta"), torch.empty(10, 4, device="meta")
+    assert eager_traffic(lambda: (a + b).T[:2].relu()) == (4 * (3 * 40 + 2 * 20), 2)
+
+
+def test_a_fused_norm_moves_less_than_the_eager_one_and_no_less_than_it_must():
+    for contest in contests.contests(SMALL, 2, bench.kernels.OPERATIONS):
+        traffic = contest.traffic
+        assert traffic.least <= traffic.kernel_bytes < traffic.eager_bytes
+
+
+@pytest.fixture
+def untimed(monkeypatch):
+    """Contests run on the CPU, with the reference in the kernel's place and a clock that stands."""
+    monkeypatch.setattr(
+        bench.kernels, "_time", lambda *_: {"us": 2.0, "p20": 1.0, "p80": 3.0, "how": "graph"}
+    )
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    return {c.operation: c for c in contests.contests(SMALL, 2, bench.kernels.OPERATIONS) if c.count != 2}
+
+
+def test_contenders_that_agree_with_float64_are_timed(untimed):
+    for contest in untimed.values():
+        row = bench.kernels.measure(contest, CPU)
+        for name in bench.kernels.CONTENDERS:
+            assert row[name]["gate"]["green"], (contest.operation, row[name])
+            assert row[name]["us"] == 2
+
+
+@pytest.mark.parametrize("operation", bench.kernels.OPERATIONS)
+@pytest.mark.parametrize("factor", [1.05, float("nan")])
+def test_a_contender_that_computes_something_else_is_not_timed(untimed, operation, factor):
+    contest = untimed[operation]
+    result = contest.kernel
+
+    def wrong(inputs):
+        values = result(inputs)
+        return {**values, "out": values["out"] * factor}
+
+    object.__setattr__(contest, "kernel", wrong)
+    row = bench.kernels.describe(contest, "small") | bench.kernels.measure(contest, CPU)
+    assert not row["kernel"]["gate"]["green"]
+    assert "us" not in row["kernel"]
+    assert row["eager"]["us"] == 2
+    assert "RED" in bench.kernels.failures([row])[0]
+
+
+def test_a_contender_that_breaks_takes_no_other_with_it(untimed):
+    def broken(inputs):
+        raise RuntimeError("no kernel image\nis available")
+
+    contest = untimed["adagn_silu"]
+    object.__setattr__(contest, "kernel", broken)
+    row = bench.kernels.describe(contest, "small") | bench.kernels.measure(contest, CPU)
+    assert bench.kernels.failures([row]) == [
+        "small adagn_silu 2 x 32 x 8² time+z trained, kernel: RuntimeError: no kernel image"
+    ]
+    sums = bench.kernels.per_step([row])["small"]
+    assert sums["kernel"] == {"ms": 0.0, "timed": 0, "of": 3}
+    assert sums["eager"] == {"ms": pytest.approx(0.006), "timed": 3, "of": 3}
+    assert "| error | 2.0 | 2.0 |" in bench.kernels.tables([row], 3e12)
+
+
+def test_the_kernels_phase_counts_bytes_on_a_cpu(tmp_path, monkeypatch):
+    def in_this_process(name, arguments, limit):
+        return parts.Part(name, bench.kernels.main(arguments[2:]), 1.0, "")
+
+    monkeypatch.setattr(gpu_checks, "run", in_this_process)
+    report = gpu.perform("kernels", tmp_path, 60)
+    assert report["ok"], report
+    assert {row["operation"] for row in report["rows"]} == set(bench.kernels.OPERATIONS)
+    assert "cifar10" in gpu.show(report)
+
+
+def test_the_tests_phase_says_why_it_skips(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_checks, "FOLDERS", ["tests/cuda/test_cuda_noise.py"])
+    report = gpu.perform("tests", tmp_path, 60)
+    assert report["ok"], report
+    assert report["skipped"] == ["needs a CUDA device"]
+    assert "skipped" in report["counts"]
+
+
+def test_failed_tests_are_found_by_their_whole_names():
+    output = "FAILED tests/a/test_b.py::test_c[(1, 2)-x y] - AssertionError: z - 1\nERROR tests/a/test_d.py\n"
+    assert gpu_checks.FAILED.findall(output) == [
+        ("tests/a/test_b.py::test_c[(1, 2)-x y]", "AssertionError: z - 1"),
+        ("tests/a/test_d.py", ""),
+    ]
+
+
+SCRIPT = """
+import sys, torch
+torch.set_num_threads(1)
+import bench.levers, bench.curve
+from engine.parallel import start_ranks, stop_ranks
+ranks = start_ranks()
+for module in (bench.levers, bench.curve):
+    module.start_ranks, module.stop_ranks = lambda: ranks, lambda: None
+arguments = ["--config", sys.argv[1]]
+code = bench.levers.main([*arguments, "--steps", "2", "--out", sys.argv[2]])
+code = code or bench.curve.main([*arguments, "--steps", "3", "--out", sys.argv[3]])
+stop_ranks()
+sys.exit(code)
+"""
+
+
+def test_levers_and_curves_run_on_a_cpu(tmp_path):
+    config, levers, curve = (tmp_path / name for name in ("tiny.json", "levers.json", "curve.json"))
+    config.write_text(json.dumps(TINY))
+    command = [sys.executable, "-c", SCRIPT, str(config), str(levers), str(curve)]
+    run = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    rows = json.loads(levers.read_text())["rows"]
+    assert set(rows) == {"published", "ours: reference, eager"}
+    assert all(row["median_ms"] > 0 for row in rows.values())
+    assert all(
+        len(row["kernels"]) == 3 and row["green"] for row in json.loads(curve.read_text())["rows"].values()
+    )
+
+
+def test_phases_that_lack_packages_say_so_and_do_not_fail(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_steps, "ENGINE", ("no_such_package",))
+    for phase in ("step", "train"):
+        report = gpu.perform(phase, tmp_path, 60)
+        assert report["ok"]
+        assert "needs no_such_package" in gpu.show(report)
+
+
+def test_a_phase_that_breaks_is_reported_and_the_next_one_runs(tmp_path, monkeypatch, capsys):
+    def broken(out, clock):
+        raise OSError("disk full")
+
+    monkeypatch.setitem(gpu.PHASES, "tests", (broken, gpu_checks.show_tests))
+    monkeypatch.setitem(gpu.PHASES, "train", (lambda *_: {"ok": True}, lambda *_: "fine\n"))
+    assert gpu.main(["--phase", "tests", "train", "--out", str(tmp_path)]) == 1
+    assert "disk full" in json.loads((tmp_path / "tests.json").read_text())["broken"]
+    report = (tmp_path / "report.md").read_text()
+    assert "tests: FAILED" in report
+    assert "train: passed" in report
+    assert "FAILED: tests" in capsys.readouterr().out
+
+
+def test_a_part_that_hangs_is_stopped_and_what_it_said_is_kept():
+    part = parts.run("loop", ["-c", "import time; print('begun', flush=True); time.sleep(60)"], 1.5)
+    assert part.code is None
+    assert part.seconds < 20
+    assert part.output.startswith("begun")
+    assert parts.run("late", ["-c", ""], 0).output == "no time left"
+
+
+def test_curves_that_part_are_red():
+    same = [1.0, 0.5, 0.4]
+    assert compare(same, same, (1e-6, 1e-6))["green"]
+    assert not compare([1.0, 0.5, 0.5], same, (1e-2, 1e-2))["green"]
+    assert not compare([float("nan")] * 3, same, (1e-2, 1e-2))["green"]
+
+
+def test_the_wheelhouse_holds_the_versions_of_the_project():
+    project = (ROOT / "pyproject.toml").read_text()
+    pinned = [wheelhouse.FROM_SDIST, *wheelhouse.ALONE, *wheelhouse.WITH_NEEDS]
+    for requirement in (r for r in pinned if "=" in r):
+        assert f'"{requirement}"' in project
