@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from diffsiam.decoder import Decoder
 from diffsiam.encoder import build_encoder
@@ -95,6 +96,13 @@ def build_subsets(config: Config, boundaries: list[int] | None = None) -> Subset
     )
 
 
+def untrained_encoder(config: Config) -> nn.Module:
+    """The encoder that a run begins with: the first module drawn from ``seed``."""
+    torch.manual_seed(config.seed)
+    e = config.encoder
+    return build_encoder(e.arch, config.data.px, e.width, e.dim, e.norm)
+
+
 def build_model(
     config: Config, frozen: UNet | None, schedule: Schedule, subsets: Subsets, start: UNet | None = None
 ) -> DiffSiam:
@@ -104,8 +112,7 @@ def build_model(
         start: what ``decoder.init = frozen`` copies: the frozen model before its weights were rounded to a
             smaller dtype. None: ``frozen`` itself.
     """
-    torch.manual_seed(config.seed)
-    encoder = build_encoder(config.encoder.arch, config.data.px, config.encoder.width, config.encoder.dim)
+    encoder = untrained_encoder(config)
     simsiam = None
     if config.simsiam.weight > 0:
         simsiam = SimSiam(

@@ -125,6 +125,9 @@ class EncoderConfig(Section):
     not used by "pdae"."""
     dim: Positive = 512
     """d, the size of z."""
+    norm: Literal["none", "batch"] = "none"
+    """"batch": z is normalised over the batch (running statistics afterwards), so that the decoder hears it
+    from the first step on; "none": as published."""
 
 
 class SubsetsConfig(Section):

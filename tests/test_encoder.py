@@ -162,3 +162,24 @@ class TestEncodeImages:
 
     def test_features_are_single_precision_whatever_the_encoder_is(self, encoder):
         assert encode_images(encoder.double(), torch.randn(2, 3, 8, 8).double()).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("arch", "px"), [("resnet10", 16), ("pdae", 64)])
+def test_normalised_features_vary_by_one_in_a_batch_and_are_each_image_s_own_afterwards(arch, px):
+    torch.manual_seed(0)
+    encoder = build_encoder(arch, px, 8, 24, norm="batch")
+    x = torch.rand(16, 3, px, px) * 2 - 1
+    z = encoder(x)
+    assert torch.allclose(z.mean(dim=0), torch.zeros(24), atol=1e-5)
+    assert torch.allclose(z.std(dim=0, correction=0), torch.ones(24), atol=0.05)
+    encoder.eval()
+    with torch.no_grad():
+        assert torch.allclose(encoder(x)[:1], encoder(x[:1]), atol=1e-5)
+
+
+def test_the_norm_of_the_features_adds_no_parameter():
+    names = [
+        {n for n, _ in build_encoder("resnet10", 16, 8, 24, norm).named_parameters()}
+        for norm in ("none", "batch")
+    ]
+    assert names[0] == names[1]

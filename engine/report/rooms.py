@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from diffsiam.encoder import build_encoder, encode_images
+from diffsiam.encoder import encode_images
 from diffsiam.evaluation.probe import probe_accuracy
 from diffsiam.evaluation.profile import accuracy, lost_at, relative_error, x_0_predictions
 from diffsiam.evaluation.swap import (
@@ -33,6 +33,7 @@ from diffsiam.sampling import to_uint8
 from diffsiam.schedule import Schedule
 from diffsiam.unet import UNet
 from engine import screen
+from engine.build import untrained_encoder
 from engine.config import Config
 from engine.config_file import config_hash
 from engine.data.rooms import FACTORS, LEVELS, VERSION, Rooms
@@ -193,11 +194,8 @@ def _held_out(config: Config, device: torch.device) -> HeldOut:
 
 
 def _untrained(config: Config, device: torch.device) -> nn.Module:
-    """The encoder that the run began with: it is the first module drawn from the seed."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        arch, width, dim = config.encoder.arch, config.encoder.width, config.encoder.dim
-        return build_encoder(arch, config.data.px, width, dim).to(device)
+        return untrained_encoder(config).to(device)
 
 
 def _probe(encoder: nn.Module, rooms: HeldOut) -> np.ndarray:
