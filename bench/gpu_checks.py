@@ -106,7 +106,7 @@ def kernels(out: Path, clock: Clock) -> Report:
         *sizes,
     ]
     parts.append(run("bench.kernels", command, clock.left))
-    report = json.loads(file.read_text()) if file.exists() else {"rows": [], "failures": [], "per_step": {}}
+    report = json.loads(file.read_text()) if file.exists() else {"rows": [], "failures": [], "per_step": []}
     report["failed"] = [
         *report.pop("failures"),
         *(f"{p.name}: stopped at its limit" for p in parts[-1:] if p.code is None),
