@@ -22,7 +22,7 @@ import torch
 
 from bench.contests import Contest, Function, contests, run
 from bench.gputime import copy_bandwidth, sets_for, time_cold
-from bench.report import markdown
+from bench.report import in_a_line, markdown
 from bench.shapes import PRESETS, load_preset
 from bench.traffic import size
 from kernels.backend import set_backend
@@ -63,7 +63,7 @@ def measure(contest: Contest, device: torch.device) -> Row:
                     continue
             entry.update(_time(contest, function, device))
         except Exception as error:  # the others are still worth timing
-            row[name] = {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"}
+            row[name] = {"error": in_a_line(error)}
     torch.compiler.reset()
     return row
 
@@ -127,7 +127,7 @@ def _attempt(attempt: Callable[[Contest, torch.device], Row], contest: Contest, 
     try:
         return attempt(contest, device)
     except Exception as error:  # inputs or float64 reference: too large, or a broken context
-        return {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"}
+        return {"error": in_a_line(error)}
     finally:
         gc.collect()
 
