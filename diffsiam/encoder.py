@@ -97,8 +97,8 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (B, 3, H, W) in [-1, 1] -> z (B, d)."""
         h = F.relu(self.bn1(self.conv1(x)))
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            h = stage(h)
+        for stage in range(1, 5):
+            h = self.get_submodule(f"layer{stage}")(h)
         return self.norm(self.fc(h.mean(dim=(2, 3))))
 
 

@@ -34,6 +34,15 @@ class Schedule(nn.Module):
     epsilon form), ``weight_x0``.
     """
 
+    alpha_bar: Tensor
+    alpha_bar_prev: Tensor
+    snr: Tensor
+    shift: Tensor
+    shift_ddim: Tensor
+    strength: Tensor
+    weight: Tensor
+    weight_x0: Tensor
+
     def __init__(
         self, steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02, gamma: float = 0.1
     ):

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from diffsiam.attention import AttentionBlock, head_count
-from diffsiam.layers import ResBlock, Stage, group_norm, timestep_embedding, zeroed
-from kernels.adagn_silu.op import adagn_silu
+from diffsiam.layers import ResBlock, Stage, group_norm, norm_silu, timestep_embedding, zeroed
 
 
 @dataclass(frozen=True)
@@ -82,10 +81,8 @@ def output_blocks(config: UNetConfig, dropout: float, conditioned: bool = False)
     blocks, channels = nn.ModuleList(), widths[-1]
     for level in reversed(range(len(widths))):
         for i in range(config.blocks + 1):
-            stage = [
-                ResBlock(channels + skips.pop(), widths[level], embedding, dropout, conditioned=conditioned)
-            ]
-            channels = widths[level]
+            c_in, channels = channels + skips.pop(), widths[level]
+            stage: list[nn.Module] = [ResBlock(c_in, channels, embedding, dropout, conditioned=conditioned)]
             if 2**level in config.attention:
                 stage.append(config.attention_block(channels))
             if level and i == config.blocks:
@@ -104,7 +101,7 @@ class OutputHead(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         norm, _, conv = self
-        return conv(adagn_silu(x, norm.num_groups, norm.weight, norm.bias, eps=norm.eps))
+        return conv(norm_silu(x, norm))
 
 
 def run_output_blocks(
@@ -147,7 +144,7 @@ class UNet(nn.Module):
         """x (B, 3, H, W) in noised [-1, 1] units and integer times (B,) -> skips of every input block and the
         time embedding.
         """
-        dtype = self.time_embed[0].weight.dtype
+        dtype = next(self.time_embed.parameters()).dtype
         time = self.time_embed(timestep_embedding(t, self.config.base_channels).to(dtype))
         h, skips = x.to(dtype), []
         for block in self.input_blocks:

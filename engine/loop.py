@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,8 +81,8 @@ def train(
     with ExitStack() as stack:
         preemption = stack.enter_context(Preemption())
         stack.enter_context(progress)
-        for held in (loader, *sinks):
-            stack.callback(held.close)
+        for close in (loader.close, *(sink.close for sink in sinks)):
+            stack.callback(close)
         while step < config.train.steps and not stopped:
             trainer.set_lr(learning_rate(config, step))
             reseed_dropout(config, step, ranks.rank)
@@ -126,7 +127,7 @@ def train(
 def build_trainer(config: Config, module: nn.Module, ranks: Ranks, policy: Policy) -> Trainer:
     """Optimizer and ZeRO stage from the config."""
     o = config.optimizer
-    options = {"lr": o.lr, "weight_decay": o.weight_decay}
+    options: dict[str, Any] = {"lr": o.lr, "weight_decay": o.weight_decay}
     options |= {"betas": o.betas} if o.name == "adam" else {"momentum": o.momentum}
     with screen.muted():
         return Trainer(

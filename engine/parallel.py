@@ -85,6 +85,7 @@ def start_ranks() -> Ranks:
     world = dist.get_world_size()
     # On CPU the default group is gloo already.
     host_group = dist.new_group(backend="gloo") if cuda and world > 1 else None
+    assert not isinstance(host_group, int), "every rank is a member"
     return Ranks(dist.get_rank(), world, device, host_group)
 
 
@@ -95,7 +96,9 @@ def _free_port() -> int:
 
 
 def stop_ranks() -> None:
-    """Leave the process group, so that the interpreter ends without waiting for peers."""
+    """Leave the process group, so that the interpreter ends without waiting for peers. DeepSpeed keeps what
+    it saw of the group: a process joins one only.
+    """
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -204,7 +207,7 @@ class Trainer:
         if self.zero < 3:
             return {name: tensor.detach() for name, tensor in local.items()}
         full = {}
-        shapes = {name: p.ds_shape for name, p in self.module.named_parameters()}
+        shapes = {name: _sharded(p).ds_shape for name, p in self.module.named_parameters()}
         for name, part in local.items():
             if name not in shapes:
                 full[name] = part.detach()
@@ -226,7 +229,7 @@ class Trainer:
 
     def _local(self, parameter: nn.Parameter, full: Tensor) -> Tensor:
         """This rank's flat partition of a full value under ZeRO stage 3, the last one filled up with 0."""
-        size = parameter.ds_tensor.numel()
+        size = _sharded(parameter).ds_tensor.numel()
         part = full.flatten()[self.ranks.rank * size : (self.ranks.rank + 1) * size]
         return torch.cat((part, part.new_zeros(size - part.numel())))
 
@@ -290,3 +293,8 @@ class Trainer:
         if self.zero in (1, 2):
             # Ties each parameter to its slice of the flat state.
             self.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _sharded(parameter: nn.Parameter) -> Any:
+    """A parameter under ZeRO stage 3, which has a ``ds_shape`` and this rank's part as ``ds_tensor``."""
+    return parameter

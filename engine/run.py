@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from diffsiam.objective import DiffSiam
 from diffsiam.subsets import profile_boundaries
 from diffsiam.unet import UNet
 from diffsiam.weights import sha256_of
@@ -110,7 +111,7 @@ def _train_and_report(config: Config, source: Source, ranks: Ranks) -> None:
     if average is None or not ranks.is_main:
         return
     task.export(average, run_dir)
-    if config.report.factors and isinstance(task, Representation):
+    if config.report.factors and isinstance(average, DiffSiam):
         rooms.after(average, run_dir, config)
     screen.line(f"done: {run_dir}/checkpoints, metrics.jsonl" + (", grids/" if config.log.grid_every else ""))
 

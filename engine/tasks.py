@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from diffsiam.evaluation.swap import causal_effect
-from diffsiam.objective import DiffSiam, Losses
+from diffsiam.objective import DiffSiam, Diffusion, Losses
 from diffsiam.unet import UNet
 from diffsiam.weights import save_unet
 from engine.build import build_diffusion, build_model, build_schedule, build_subsets
@@ -82,7 +82,7 @@ class Representation:
         self.schedule = build_schedule(config).to(policy.device)
         self.subsets = build_subsets(config, boundaries)
         self.views = config.simsiam.weight > 0
-        self.headline = ("loss", "reduction", "simsiam") if self.views else ("loss", "reduction")
+        self.headline: tuple[str, ...] = ("loss", "reduction", *(("simsiam",) if self.views else ()))
 
     def build(self) -> DiffSiam:
         return build_model(self.config, self.frozen, self.schedule, self.subsets, self.start)
@@ -179,7 +179,7 @@ class Pretraining:
     """The diffusion model itself (thesis Eq. 3.4)."""
 
     views = False
-    headline = ("loss",)
+    headline: tuple[str, ...] = ("loss",)
 
     def __init__(self, config: Config, policy: Policy):
         self.config, self.policy = config, policy
@@ -203,6 +203,7 @@ class Pretraining:
 
     def draw(self, average: nn.Module, images: Tensor, path: Path) -> Record:
         """DDIM samples of the averaged model, from the same noise every time."""
+        assert isinstance(average, Diffusion)
         with self.policy.autocasting():
             sample_grid(
                 average.unet,
@@ -216,4 +217,5 @@ class Pretraining:
 
     def export(self, average: nn.Module, run_dir: Path) -> None:
         """``unet.safetensors``: the averaged weights, ready for ``frozen.weights``."""
+        assert isinstance(average, Diffusion)
         save_unet(average.unet, run_dir / "unet.safetensors")

@@ -1,6 +1,7 @@
 """What every test runs under: one thread, one seed, and networks whose zero-initialised layers came alive."""
 
 import os
+from unittest import mock
 
 import pytest
 import torch
@@ -24,6 +25,25 @@ def pytest_terminal_summary(terminalreporter):
 def one_thread_and_one_seed():
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def process_group():
+    """A group of one rank, for the whole session: DeepSpeed does not survive a second one in its process."""
+    from engine.parallel import start_ranks, stop_ranks
+
+    with mock.patch.dict(os.environ):  # processes that other tests start are no ranks of it
+        ranks, environment = start_ranks(), dict(os.environ)
+    yield ranks, environment
+    stop_ranks()
+
+
+@pytest.fixture
+def one_rank(process_group):
+    """The only rank of this process."""
+    ranks, environment = process_group
+    with mock.patch.dict(os.environ, environment):
+        yield ranks
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -17,21 +16,14 @@ from engine.checkpoint import verify
 from engine.config_file import load
 from engine.errors import NumericsError, UsageError
 from engine.loop import demand_finite, unnoticed
-from engine.parallel import Ranks, stop_ranks
+from engine.parallel import Ranks
 from engine.runlock import run_lock
 
 Train = Callable[..., Path]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_rank() -> Iterator[None]:
-    with mock.patch.dict(os.environ):
-        yield
-        stop_ranks()
-
-
 @pytest.fixture
-def train(tmp_path: Path) -> Train:
+def train(tmp_path: Path, one_rank: Ranks) -> Train:
     """Train TINY with overrides in a directory of that name and return it."""
 
     def train(name: str, *overrides: str) -> Path:

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from unittest import mock
-
 import pytest
 import torch
 from torch import nn
 
 from diffsiam.schedule import Schedule
-from engine.parallel import BUCKET, Ranks, Trainer, bucket_elements, start_ranks, stop_ranks
+from engine.parallel import BUCKET, Trainer, bucket_elements
 from engine.plan import Networks, memory
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
-    with mock.patch.dict(os.environ):
-        yield start_ranks()
-        stop_ranks()
 
 
 def reduction_buckets(trainer: Trainer) -> int:
@@ -38,10 +27,10 @@ def reduction_buckets(trainer: Trainer) -> int:
 
 
 @pytest.mark.parametrize("zero", [1, 2, 3])
-def test_a_rank_allocates_the_reduction_buckets_that_the_plan_states(ranks, zero):
+def test_a_rank_allocates_the_reduction_buckets_that_the_plan_states(one_rank, zero):
     module = nn.Sequential(nn.Linear(3, 7), nn.Linear(7, 3))
     planned = memory(Networks(module, None, Schedule()), "adam", zero, 1, torch.float32)
-    trainer = Trainer(module, "adam", {"lr": 1e-3}, ranks, micro_batch=4, zero=zero)
+    trainer = Trainer(module, "adam", {"lr": 1e-3}, one_rank, micro_batch=4, zero=zero)
     assert reduction_buckets(trainer) == planned["reduction buckets"]
 
 
