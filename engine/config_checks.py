@@ -48,7 +48,7 @@ def micro_batch(config: Config, world: int) -> int:
     """Images per rank and accumulation step when ``world`` ranks share the global batch.
 
     Raises:
-        UsageError: the global batch does not divide evenly.
+        UsageError: the global batch does not divide evenly, or leaves batch norm a single image.
     """
     batch, accumulation = config.train.batch_size, config.train.accumulation
     parts = world * accumulation
@@ -58,6 +58,11 @@ def micro_batch(config: Config, world: int) -> int:
         raise UsageError(
             f"train.batch_size = {batch} (global) cannot be shared by {world} ranks x train.accumulation = "
             f"{accumulation}; use {choices}, or another number of ranks"
+        )
+    if batch == accumulation and config.task == "diffsiam" and config.simsiam.weight > 0:
+        raise UsageError(
+            "train.batch_size = train.accumulation leaves one image per pass, and SimSiam's batch norms need "
+            "two; use a larger train.batch_size or simsiam.weight=0"
         )
     return batch // parts
 

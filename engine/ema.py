@@ -6,11 +6,10 @@ far below the 8 bits of a bfloat16 mantissa, and rounds away.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.errors import CheckpointError
 
@@ -69,30 +68,6 @@ class Ema:
                 shapes = f"{tuple(state[name].shape)} in the checkpoint, {tuple(tensor.shape)} in the model"
                 raise CheckpointError(f"the average of {name} has another shape: {shapes}")
             tensor.copy_(state[name])
-
-    @contextlib.contextmanager
-    def swapped_into(self, module: nn.Module) -> Iterator[None]:
-        """While the block runs ``module`` holds the average; afterwards its own values again, to the bit.
-
-        Values are copied and storages stay: ZeRO's flat buffers, CUDA graphs and compiled code hold their
-        addresses.
-        """
-        held = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        average = self.state_dict()
-        held = {name: tensor.detach() for name, tensor in held.items() if name in average}
-        _demand_same_names("the module", average, held)
-        backup = {name: tensor.clone() for name, tensor in held.items()}
-        try:
-            _copy(average, held)
-            yield
-        finally:
-            _copy(backup, held)
-
-
-@torch.no_grad()
-def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
-    for name, tensor in target.items():
-        tensor.copy_(source[name])
 
 
 def _demand_same_names(what: str, expected: Iterable[str], found: Iterable[str]) -> None:

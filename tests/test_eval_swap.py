@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from known_models import KnowsNothing
 from torch import nn
 
 from diffsiam.decoder import Decoder
@@ -38,21 +39,6 @@ class MeanColour(nn.Module):
 
     def forward(self, x):
         return x.mean(dim=(2, 3))
-
-
-class KnowsNothing(nn.Module):
-    """A frozen model that guesses a grey image: x_0_hat = 0. Its features are x_t and t themselves."""
-
-    def __init__(self, schedule):
-        super().__init__()
-        self.schedule = schedule
-
-    def encode(self, x, t):
-        return x, t
-
-    def decode(self, features):
-        x, t = features
-        return self.schedule.eps_from_x_0(x, torch.zeros_like(x), t)
 
 
 class KnowsTheImage(KnowsNothing):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from training import TINY
 
 from diffsiam.unet import UNet, UNetConfig
 from diffsiam.weights import save_unet
@@ -20,17 +21,12 @@ from engine.step import choose_policy
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
-UNET = {"base_channels": 16, "channel_mult": [1, 2], "blocks": 1, "attention": [2]}
+UNET = {name: value for name, value in TINY["frozen"].items() if name != "weights"}
 
 
 def tiny(**sections: object) -> Config:
-    values = {
-        "method": "diffsiam",
+    values = TINY | {
         "data": {"source": "rooms", "px": 16, "count": 1000},
-        "frozen": {"weights": "random", **UNET},
-        "encoder": {"arch": "resnet10", "width": 8, "dim": 64},
-        "subsets": {"n": 8},
-        "simsiam": {"projector": "mlp2", "dim": 32, "hidden": 16},
         "train": {"steps": 50, "batch_size": 8, "precision": "fp32"},
         "run": {"dir": "runs/tiny"},
     }

@@ -34,8 +34,9 @@ class Source(Protocol):
 
     name: str
     encoded: bool
-    px: int | None
 
+    @property
+    def px(self) -> int | None: ...
     @property
     def labels(self) -> np.ndarray | None: ...
     @property
