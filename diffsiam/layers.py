@@ -30,6 +30,14 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(group_count(channels), channels)
 
 
+def norm_silu(
+    x: Tensor, norm: Tensor | nn.Module, time: Tensor | None = None, z: Tensor | None = None
+) -> Tensor:
+    """SiLU of a group norm and its modulations, in one operation (:mod:`kernels.adagn_silu.op`)."""
+    assert isinstance(norm, nn.GroupNorm)
+    return adagn_silu(x, norm.num_groups, norm.weight, norm.bias, time, z, norm.eps)
+
+
 def zeroed(module: M) -> M:
     """The module with all parameters set to 0: a residual branch that starts as nothing."""
     for parameter in module.parameters():
@@ -89,8 +97,7 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, z: Tensor | None = None) -> Tensor:
         """x (B, c_in, H, W), embeddings (B, embedding); returns (B, c_out, H', W')."""
-        entry, last = self.in_layers[0], self.out_layers[0]
-        h = adagn_silu(x, entry.num_groups, entry.weight, entry.bias, eps=entry.eps)
+        h = norm_silu(x, self.in_layers[0])
         if self.resample is not None:
             h, x = _resample(h, self.resample), _resample(x, self.resample)
         h = self.in_layers[2](h)
@@ -98,7 +105,7 @@ class ResBlock(nn.Module):
         modulation_z = None if z is None else self.emb_z_layers(z)
         if self.additive:
             h, modulation = h + modulation[:, :, None, None], None
-        h = adagn_silu(h, last.num_groups, last.weight, last.bias, modulation, modulation_z, last.eps)
+        h = norm_silu(h, self.out_layers[0], modulation, modulation_z)
         h = self.out_layers[3](self.out_layers[2](h))
         return self.skip_connection(x) + h
 

@@ -23,10 +23,10 @@ from diffsiam.layers import (
     Stage,
     group_count,
     group_norm,
+    norm_silu,
     timestep_embedding,
     zeroed,
 )
-from kernels.adagn_silu.op import adagn_silu
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class OutputHead(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         norm, _, conv = self
-        return conv(adagn_silu(x, norm.num_groups, norm.weight, norm.bias, eps=norm.eps))
+        return conv(norm_silu(x, norm))
 
 
 def run_output_blocks(
@@ -203,7 +203,7 @@ class UNet(nn.Module):
         """x (B, 3, H, W) in noised [-1, 1] units and integer times (B,) -> skips of every input block and the
         time embedding.
         """
-        dtype, c = self.time_embed[0].weight.dtype, self.config
+        dtype, c = next(self.time_embed.parameters()).dtype, self.config
         sinusoids = timestep_embedding(t, c.base_channels, c.frequency_shift, c.sines_first)
         time = self.time_embed(sinusoids.to(dtype))
         h, skips = x.to(dtype), []
