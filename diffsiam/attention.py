@@ -79,5 +79,12 @@ class AttentionBlock(nn.Module):
 
 
 def head_count(channels: int, heads: int, head_channels: int) -> int:
-    """Number of heads: ``heads`` unless ``head_channels`` > 0 fixes the width of each."""
-    return channels // head_channels if head_channels > 0 else heads
+    """Number of heads: ``heads`` unless ``head_channels`` > 0 fixes the width of each.
+
+    Raises:
+        ValueError: the channels do not divide evenly.
+    """
+    size = head_channels if head_channels > 0 else heads
+    if channels % size:
+        raise ValueError(f"{channels} channels do not divide into heads: {size} does not fit")
+    return channels // size if head_channels > 0 else heads

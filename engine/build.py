@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
 from diffsiam.decoder import Decoder
@@ -13,12 +11,10 @@ from diffsiam.schedule import Schedule
 from diffsiam.simsiam import SimSiam
 from diffsiam.subsets import Subsets, balanced_ends, staged_ends
 from diffsiam.unet import UNet, UNetConfig
-from diffsiam.weights import WeightsError, load_unet
+from diffsiam.weights import Parts, build_unet
 from engine.config import Config
-from engine.config_file import ASSETS, BUILTIN
 from engine.errors import UsageError
-
-ARCHITECTURE = ("base_channels", "channel_mult", "blocks", "attention", "learn_sigma")
+from engine.published import ARCHITECTURE, read_frozen, start_from
 
 
 def build_schedule(config: Config) -> Schedule:
@@ -29,47 +25,31 @@ def build_schedule(config: Config) -> Schedule:
 
 def unet_config(config: Config) -> UNetConfig:
     """The architecture fields of ``frozen``; those left null take :class:`UNetConfig`'s defaults."""
-    given = {name: getattr(config.frozen, name) for name in (*ARCHITECTURE, "heads", "dropout")}
+    given = {
+        name: getattr(config.frozen, name) for name in (*ARCHITECTURE, "heads", "head_channels", "dropout")
+    }
     return UNetConfig(**{name: value for name, value in given.items() if value is not None})
 
 
-def weights_path(weights: str) -> Path:
-    """The file of ``frozen.weights``, which may name a shipped model."""
-    if weights.startswith(BUILTIN):
-        return ASSETS / f"{weights.removeprefix(BUILTIN)}.safetensors"
-    return Path(weights)
-
-
-def build_frozen(config: Config) -> UNet | None:
+def build_frozen(config: Config, parts: Parts | None = None) -> UNet | None:
     """u_theta in eval mode without gradients, or None when the run has no diffusion loss.
 
+    Args:
+        parts: what :func:`engine.published.read_frozen` gave, if the file was read already.
+
     Raises:
-        UsageError: the file cannot be read as a U-Net, or is not the architecture that the config states.
+        UsageError: the file cannot be read as a U-Net, or is not the model that the config states.
     """
     if not config.needs_frozen:
         return None
-    f = config.frozen
-    assert f.weights is not None, "checked when the config was read"
-    if f.weights == "random":
+    if config.frozen.weights == "random":
         torch.manual_seed(config.seed)
         unet = UNet(unet_config(config))
     else:
-        try:
-            unet = load_unet(weights_path(f.weights), heads=f.heads or 1, dropout=f.dropout or 0.0)
-        except WeightsError as error:
-            raise UsageError(f"frozen.weights: {error}") from error
-        _demand_stated_architecture(config, unet.config)
+        parts = parts or read_frozen(config)
+        assert parts is not None, "checked when the config was read"
+        unet = build_unet(parts)
     return unet.eval().requires_grad_(False)
-
-
-def _demand_stated_architecture(config: Config, found: UNetConfig) -> None:
-    for name in ARCHITECTURE:
-        stated = getattr(config.frozen, name)
-        if stated is not None and stated != getattr(found, name):
-            raise UsageError(
-                f"frozen.weights: {config.frozen.weights} has {name} = {getattr(found, name)}, "
-                f"the config states {stated}; correct frozen.{name} or set it to null to take the file's"
-            )
 
 
 def build_subsets(config: Config, boundaries: list[int] | None = None) -> Subsets:
@@ -95,8 +75,10 @@ def build_subsets(config: Config, boundaries: list[int] | None = None) -> Subset
     )
 
 
-def build_model(config: Config, frozen: UNet | None, schedule: Schedule, subsets: Subsets) -> DiffSiam:
-    """The trainable part, initialised from ``seed``."""
+def build_model(
+    config: Config, frozen: UNet | None, schedule: Schedule, subsets: Subsets, parts: Parts | None = None
+) -> DiffSiam:
+    """The trainable part, initialised from ``seed``, or from ``parts`` where ``init`` is "weights"."""
     torch.manual_seed(config.seed)
     encoder = build_encoder(config.encoder.arch, config.data.px, config.encoder.width, config.encoder.dim)
     simsiam = None
@@ -109,6 +91,7 @@ def build_model(config: Config, frozen: UNet | None, schedule: Schedule, subsets
         decoder = Decoder(frozen.config, config.encoder.dim, config.decoder.dropout)
         if config.decoder.init == "frozen":
             decoder.start_from(frozen)
+    start_from(parts, config, encoder, decoder)
     return DiffSiam(
         encoder,
         decoder,

@@ -61,8 +61,8 @@ class FrozenConfig(Section):
     """
 
     weights: str | None = None
-    """A checkpoint file, "builtin:NAME" (shipped with the package) or "random" (untrained, for trials
-    only)."""
+    """A checkpoint of PDAE, DiTi, DiffAE, guided-diffusion or ours, a folder of diffusers or of `diffsiam
+    export`, "builtin:NAME" (shipped with the package) or "random" (untrained, for trials only)."""
     base_channels: Annotated[int, Field(gt=0, multiple_of=4)] | None = None
     """Channels at full resolution (normalised in groups of at least 4)."""
     channel_mult: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
@@ -73,7 +73,9 @@ class FrozenConfig(Section):
     attention: tuple[Positive, ...] | None = None
     """Downsampling factors (1, 2, 4, ...), not pixel sizes, at which attention is applied."""
     heads: Positive | None = None
-    """Attention heads; weights files do not record it (null: 1)."""
+    """Attention heads; files of others do not record it (null: 1, or what the file records)."""
+    head_channels: Positive | None = None
+    """Channels of an attention head, in place of `heads` (guided diffusion's 256-px models: 64)."""
     dropout: Fraction | None = None
     """Dropout probability while the diffusion model itself is trained; it is off while frozen (null: 0)."""
     learn_sigma: bool | None = None
@@ -96,9 +98,10 @@ class DecoderConfig(Section):
     """The trainable gradient estimator g: the frozen model's middle and decoder once more, conditioned on
     z."""
 
-    init: Literal["random", "frozen"] = "random"
+    init: Literal["random", "frozen", "weights"] = "random"
     """"random": new weights (as PDAE); "frozen": start from the frozen decoder's weights. Either way g is 0
-    at the start; "frozen" converges several times faster."""
+    at the start; "frozen" converges several times faster. "weights": go on from the trained pair that
+    `frozen.weights` names."""
     dropout: Fraction = 0.0
     """Dropout probability in g."""
 
@@ -114,6 +117,8 @@ class EncoderConfig(Section):
     "pdae"."""
     dim: Positive = 512
     """d, the size of z."""
+    init: Literal["random", "weights"] = "random"
+    """"weights": go on from the encoder of the trained pair that `frozen.weights` names."""
 
 
 class SubsetsConfig(Section):

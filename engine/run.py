@@ -9,9 +9,9 @@ import torch
 
 from diffsiam.subsets import profile_boundaries
 from diffsiam.unet import UNet
-from diffsiam.weights import sha256_of
+from diffsiam.weights import Parts
 from engine import checkpoint, screen
-from engine.build import build_frozen, build_schedule, weights_path
+from engine.build import build_frozen, build_schedule
 from engine.config import Config
 from engine.config_checks import micro_batch
 from engine.config_file import cautions, dump
@@ -19,6 +19,7 @@ from engine.data.pipeline import fetch
 from engine.data.sources import Source, open_source
 from engine.loop import train, zero_stage
 from engine.parallel import Ranks, start_ranks
+from engine.published import demand_same_file, read_frozen, record
 from engine.report import rooms
 from engine.resume import check_resumable
 from engine.runlock import run_lock
@@ -50,7 +51,11 @@ def _train_and_report(config: Config, source: Source, ranks: Ranks) -> None:
     if resumed:
         check_resumable(resumed, config)
     policy = choose_policy(config, ranks.device)
-    frozen = build_frozen(config)
+    parts = read_frozen(config)
+    weights = None if parts is None else record(parts)
+    if resumed:
+        demand_same_file(resumed.state.get("weights"), weights)
+    frozen = build_frozen(config, parts)
     if frozen is not None:
         frozen = prepare_frozen(frozen, policy)
 
@@ -58,18 +63,18 @@ def _train_and_report(config: Config, source: Source, ranks: Ranks) -> None:
     task: Task = (
         Pretraining(config, policy)
         if config.task == "diffusion"
-        else Representation(config, policy, frozen, boundaries)
+        else Representation(config, policy, frozen, boundaries, parts)
     )
     state = {
         "config": config.to_dict(),
         "boundaries": boundaries,
         "data": source.fingerprint(),
-        "weights": _weights_sha256(config),
+        "weights": weights,
     }
     if ranks.is_main:
         (run_dir / "config.json").write_text(dump(config))
         screen.block(
-            _rows(config, source, ranks, policy, resumed, boundaries),
+            _rows(config, source, ranks, policy, resumed, boundaries, parts),
             "DiffSiam" if frozen is not None else "training",
         )
         for text in cautions(config):
@@ -121,13 +126,6 @@ def _boundaries(config: Config, frozen: UNet | None, source: Source, ranks: Rank
     return ranks.broadcast(boundaries).tolist()
 
 
-def _weights_sha256(config: Config) -> str | None:
-    weights = config.frozen.weights
-    return (
-        sha256_of(weights_path(weights)) if config.needs_frozen and weights not in (None, "random") else None
-    )
-
-
 def _rows(
     config: Config,
     source: Source,
@@ -135,6 +133,7 @@ def _rows(
     policy: Policy,
     resumed: checkpoint.Checkpoint | None,
     boundaries: list[int] | None,
+    parts: Parts | None,
 ) -> list[tuple[str, str]]:
     """What will run, for the screen."""
     cuda = ranks.device.type == "cuda"
@@ -165,7 +164,8 @@ def _rows(
         ("run", str(_run_dir(config))),
     ]
     if config.needs_frozen:
-        rows.insert(2, ("frozen model", str(config.frozen.weights)))
+        described = "" if parts is None else f", {parts.describe()}"
+        rows.insert(2, ("frozen model", f"{config.frozen.weights}{described}"))
     if boundaries is not None:
         rows.insert(
             3, ("subsets", f"{config.subsets.n}, boundaries at t = {', '.join(map(str, boundaries))}")

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from diffsiam.evaluation.swap import causal_effect
-from diffsiam.objective import DiffSiam, Losses
+from diffsiam.objective import DiffSiam, Diffusion, Losses
 from diffsiam.unet import UNet
-from diffsiam.weights import save_unet
+from diffsiam.weights import Parts, save_unet
 from engine.build import build_diffusion, build_model, build_schedule, build_subsets
 from engine.config import Config
 from engine.metrics import Metrics, Record, feature_std
+from engine.published import image_contract
 from engine.report.grids import reconstruction_grid, sample_grid
 from engine.step import Policy
 
@@ -64,15 +65,22 @@ class Task(Protocol):
 class Representation:
     """Thesis Algorithm 1 and its baselines."""
 
-    def __init__(self, config: Config, policy: Policy, frozen: UNet | None, boundaries: list[int] | None):
-        self.config, self.policy, self.frozen = config, policy, frozen
+    def __init__(
+        self,
+        config: Config,
+        policy: Policy,
+        frozen: UNet | None,
+        boundaries: list[int] | None,
+        parts: Parts | None = None,
+    ):
+        self.config, self.policy, self.frozen, self.parts = config, policy, frozen, parts
         self.schedule = build_schedule(config).to(policy.device)
         self.subsets = build_subsets(config, boundaries)
         self.views = config.simsiam.weight > 0
         self.headline = ("loss", "reduction", "simsiam") if self.views else ("loss", "reduction")
 
     def build(self) -> DiffSiam:
-        return build_model(self.config, self.frozen, self.schedule, self.subsets)
+        return build_model(self.config, self.frozen, self.schedule, self.subsets, self.parts)
 
     def loss(self, forward: Callable[..., Losses], batch: Batch, metrics: Metrics | None = None) -> Tensor:
         out = forward(
@@ -189,6 +197,7 @@ class Pretraining:
 
     def draw(self, average: nn.Module, images: Tensor, path: Path) -> Record:
         """DDIM samples of the averaged model, from the same noise every time."""
+        assert isinstance(average, Diffusion)
         with self.policy.autocasting():
             sample_grid(
                 average.unet,
@@ -202,4 +211,5 @@ class Pretraining:
 
     def export(self, average: nn.Module, run_dir: Path) -> None:
         """``unet.safetensors``: the averaged weights, ready for ``frozen.weights``."""
-        save_unet(average.unet, run_dir / "unet.safetensors")
+        assert isinstance(average, Diffusion)
+        save_unet(average.unet, run_dir / "unet.safetensors", contract=image_contract(self.config))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from diffsiam.subsets import balanced_ends
 from diffsiam.weights.architecture import Assumed, unet_to_dict
 from diffsiam.weights.contract import ImageContract
 from diffsiam.weights.errors import WeightsError
@@ -31,6 +32,7 @@ def convert(
     to: str = "native",
     assumed: Assumed = Assumed(),  # noqa: B008 (frozen)
     isolated: bool = False,
+    subsets: int | None = None,
 ) -> Written:
     """Read a file of any known format and write it in another.
 
@@ -42,6 +44,7 @@ def convert(
         assumed: what tensors cannot tell.
         isolated: take the tensors of a torch file that needs foreign classes by a process that runs none of
             them.
+        subsets: of a pair, equal and tied to the time, which no file of DiTi records; None: the whole of z.
 
     Raises:
         WeightsError: the source is refused, the target cannot express it, or something is there already.
@@ -51,8 +54,18 @@ def convert(
     if out.exists():
         raise WeightsError(f"{out}: exists already")
     parts = _isolated(source, assumed) if isolated else read_parts(source, assumed)
+    if subsets is not None:
+        parts = _with_subsets(parts, subsets)
     out.parent.mkdir(parents=True, exist_ok=True)
     return parts, WRITERS[to](parts, out)
+
+
+def _with_subsets(parts: Parts, n: int) -> Parts:
+    dim = parts.dim
+    if dim is None or not 1 <= n <= dim:
+        raise WeightsError(f"{parts.path}: has no z to cut into {n} subsets")
+    described = {"ends": balanced_ends(dim, n), "choice": "time_tied", "detach": True, "jump": False}
+    return replace(parts, extras={**parts.extras, "subsets": described})
 
 
 def _isolated(source: Path, assumed: Assumed) -> Parts:
