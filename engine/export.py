@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffsiam.encoder import EncoderConfig
 from diffsiam.model import load_model, subsets_to_dict
-from diffsiam.weights import Parts, WeightsError
+from diffsiam.weights import Parts, WeightsError, read_parts
 from diffsiam.weights.exported import DESCRIPTION, write_export
 from diffsiam.weights.keys import without_prefix
 from engine import checkpoint
@@ -58,7 +58,7 @@ def export_run(run_dir: Path, out: Path, with_frozen: bool = True) -> dict[str, 
     }
     try:
         write_export(out, parts, provenance, card(parts, config, provenance, extras), extras)
-        load_model(out)  # what cannot be loaded again is no export
+        read_parts(out)  # what cannot be read again is no export
     except (WeightsError, OSError) as error:
         raise UsageError(f"export: {error}") from error
     return json.loads((out / DESCRIPTION).read_text())

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffsiam.decoder import Decoder
 from diffsiam.encoder import EncoderConfig
+from diffsiam.simsiam import SimSiam
 from diffsiam.unet import UNet, UNetConfig
 from diffsiam.weights.contract import ImageContract
 from diffsiam.weights.errors import WeightsError
@@ -66,19 +67,26 @@ class Parts:
         if self.unet is not None:
             if len(self.architecture.channel_mult) * self.architecture.blocks > len(self.unet):
                 raise WeightsError("has fewer tensors than its architecture has blocks")
-            demand(lambda: UNet(self.architecture), self.unet)
+            demand(self.unet, UNet, self.architecture)
         if self.decoder is not None:
             label = self.decoder.get("label_emb.weight")
             if label is None or label.dim() != 2:
                 raise WeightsError("key label_emb.weight is missing")
-            demand(lambda: Decoder(self.architecture, label.shape[1]), self.decoder)
+            demand(self.decoder, Decoder, self.architecture, label.shape[1])
         if self.encoder is not None and self.encoder_config is not None:
-            demand(self.encoder_config.build, self.encoder)
+            demand(self.encoder, EncoderConfig.build, self.encoder_config)
             if (
                 self.decoder is not None
                 and self.encoder_config.dim != self.decoder["label_emb.weight"].shape[1]
             ):
                 raise WeightsError("encoder and decoder have z of different lengths")
+        if self.simsiam is not None:
+            first, bottleneck = (self.simsiam.get(f"{name}.0.weight") for name in ("projector", "predictor"))
+            if first is None or bottleneck is None or first.dim() != 2 or bottleneck.dim() != 2:
+                raise WeightsError("its SimSiam head lacks projector.0.weight or predictor.0.weight")
+            width, dim = first.shape
+            hidden = bottleneck.shape[0]
+            demand(self.simsiam, SimSiam, dim, "mlp3", width, hidden)
         return self
 
     @property

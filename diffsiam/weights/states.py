@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from functools import lru_cache
 from typing import TypeVar
 
 import torch
@@ -38,9 +39,14 @@ def sound(state: State, most_bytes: int) -> dict[str, Tensor]:
                 f"key {key} is of {str(value.dtype).removeprefix('torch.')}, not of a float type"
             )
         result[key] = value if is_counter else value.float()
-        if not is_counter and not torch.isfinite(result[key]).all():
+        if not is_counter and not _is_finite(result[key]):
             raise WeightsError(f"key {key} holds values that are no numbers")
     return result
+
+
+def _is_finite(value: Tensor) -> bool:
+    """In one pass over the memory; both extremes are NaN where any value is."""
+    return value.numel() == 0 or bool(torch.isfinite(torch.stack(torch.aminmax(value))).all())
 
 
 def first_mismatch(expected: State, found: State) -> str | None:
@@ -54,16 +60,20 @@ def first_mismatch(expected: State, found: State) -> str | None:
     return f"key {extra} is unexpected" if extra else None
 
 
-def demand(build: Callable[[], nn.Module], state: State) -> None:
-    """Compare a state dict with the network that ``build`` makes, without memory.
+def demand(state: State, build: Callable[..., nn.Module], *arguments: Hashable) -> None:
+    """Compare a state dict with the network ``build(*arguments)``, which is made without memory.
 
     Raises:
         WeightsError: naming the first key whose presence or shape differs.
     """
-    with torch.device("meta"):
-        mismatch = first_mismatch(build().state_dict(), state)
-    if mismatch:
+    if mismatch := first_mismatch(_expected(build, *arguments), state):
         raise WeightsError(mismatch)
+
+
+@lru_cache(maxsize=8)
+def _expected(build: Callable[..., nn.Module], *arguments: Hashable) -> State:
+    with torch.device("meta"):
+        return build(*arguments).state_dict()
 
 
 def filled(build: Callable[[], M], state: State) -> M:

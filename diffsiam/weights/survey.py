@@ -98,7 +98,7 @@ def survey(path: Path, inert: bool = False) -> Any:
         if zipfile.is_zipfile(file):
             return _survey_zip(file, inert)
         file.seek(0)
-        return _survey_legacy(file, path.stat().st_size, inert)
+        return _survey_legacy(_Bounded(file, path.stat().st_size), inert)
 
 
 def records(archive: zipfile.ZipFile) -> tuple[str, dict[str, zipfile.ZipInfo]]:
@@ -137,7 +137,18 @@ def _survey_zip(file: IO[bytes], inert: bool) -> Any:
     return content
 
 
-def _survey_legacy(file: IO[bytes], size: int, inert: bool) -> Any:
+class _Bounded:
+    """A file of which no more is asked than it has: Python makes room for what is asked."""
+
+    def __init__(self, file: IO[bytes], size: int):
+        self.size, self.tell, self.seek, self.readline = size, file.tell, file.seek, file.readline
+        self._read = file.read
+
+    def read(self, count: int = -1) -> bytes:
+        return self._read(min(count, self.size - self.tell()) if count >= 0 else count)
+
+
+def _survey_legacy(file: _Bounded, inert: bool) -> Any:
     """Before torch 1.6: four pickles, the storages' keys in order, then each storage as count and numbers."""
     if _unpickle(file, inert)[0] != MAGIC or _unpickle(file, inert)[0] != PROTOCOL:
         raise WeightsError("is a pickle, but not one of torch")
@@ -150,13 +161,13 @@ def _survey_legacy(file: IO[bytes], size: int, inert: bool) -> Any:
         storage, header = storages[key], file.read(8)
         if len(header) != 8 or struct.unpack("<q", header)[0] != storage.numel:
             raise WeightsError(f"storage {key} has another length than its tensors say")
-        if file.tell() + storage.nbytes > size:
+        if file.tell() + storage.nbytes > file.size:
             raise WeightsError(f"storage {key} is cut off")
         file.seek(storage.nbytes, 1)
     return content
 
 
-def _unpickle(file: IO[bytes], inert: bool) -> tuple[Any, dict[str, Storage]]:
+def _unpickle(file: Any, inert: bool) -> tuple[Any, dict[str, Storage]]:
     reader = _Reader(file, inert)
     return reader.load(), reader.storages
 
@@ -166,7 +177,7 @@ class _Reader(pickle._Unpickler):
     nothing to call but the few harmless functions below.
     """
 
-    def __init__(self, file: IO[bytes], inert: bool):
+    def __init__(self, file: Any, inert: bool):
         super().__init__(file, encoding="utf-8")
         self.inert = inert
         self.storages: dict[str, Storage] = {}
@@ -217,12 +228,18 @@ def _text(value: str, encoding: str = "latin1") -> bytes:
     return value.encode("latin1")  # how protocol 2 writes bytes
 
 
+def _foreign(*_: object) -> Placeholder:
+    """What protocol 2 makes objects by; the class that follows is refused, or a placeholder."""
+    return Placeholder()
+
+
 _PLAIN: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild,
     ("torch._utils", "_rebuild_parameter"): _parameter,
     ("torch", "Size"): tuple,
     ("_codecs", "encode"): _text,
+    ("copyreg", "_reconstructor"): _foreign,
     **{("torch", name): dtype for name, dtype in STORAGES.items()},
     ("torch.storage", "UntypedStorage"): torch.uint8,
     **{("torch", str(dtype).removeprefix("torch.")): dtype for dtype in STORAGES.values()},

@@ -70,14 +70,17 @@ def parts(content: Content, assumed: Assumed) -> Parts:
 
 
 def head_of_diti(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """DiTi's ``ssl_model`` under our names; None where it is another method's (SimCLR, masked images)."""
-    renamed = {}
-    for key, value in state.items():
-        layer, _, leaf = key.rpartition(".")
-        if layer not in _DITI_LAYERS:
-            return None
-        renamed[f"{_DITI_LAYERS[layer]}.{leaf}"] = value
-    return renamed
+    """DiTi's ``ssl_model`` under our names; None where it is another method's (SimCLR, masked images).
+
+    Raises:
+        WeightsError: only some of the keys are SimSiam's.
+    """
+    layers = {key: _DITI_LAYERS.get(key.rpartition(".")[0]) for key in state}
+    if not any(layers.values()):
+        return None
+    if odd := next((key for key, layer in layers.items() if layer is None), None):
+        raise WeightsError(f"key {odd} is unexpected in ssl_model")
+    return {f"{layers[key]}.{key.rpartition('.')[2]}": value for key, value in state.items()}
 
 
 def head_to_diti(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
