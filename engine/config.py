@@ -44,6 +44,9 @@ class DataConfig(Section):
     """Side of the square training image, in pixels (16 to 128 for source "rooms")."""
     count: Positive = 20_000
     """Images in the training set; source "rooms" only (a folder has what it has)."""
+    held_out: NonNegative = 0
+    """Images kept out of training (of a folder) or drawn beyond it ("rooms"). Task "diffusion" measures its
+    loss on them in ten bands of t with every sheet of samples (`log.grid_every`)."""
     flip: bool = True
     """Mirror each image left-right with probability 1/2 (PDAE does)."""
     augment: Literal["auto", "crop", "blur", "none"] = "auto"

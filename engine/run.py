@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from diffsiam.subsets import profile_boundaries
 from diffsiam.unet import UNet
@@ -15,6 +16,7 @@ from engine.build import build_frozen, build_schedule
 from engine.config import Config
 from engine.config_checks import micro_batch
 from engine.config_file import cautions, dump
+from engine.data.held_out import split
 from engine.data.pipeline import fetch
 from engine.data.sources import Source, open_source
 from engine.loop import train, zero_stage
@@ -35,17 +37,19 @@ def run(config: Config) -> None:
     Raises:
         UsageError, DataError, CheckpointError, NumericsError: see :mod:`engine.errors`.
     """
-    source = open_source(config.data.source, config.data.path, config.data.px, config.seed, config.data.count)
+    data = config.data
+    whole = open_source(data.source, data.path, data.px, config.seed, data.count)
+    source, held_out = split(whole, data.held_out)
     ranks = start_ranks()
     micro_batch(config, ranks.world)
     with ExitStack() as stack:
         if ranks.is_main:
             stack.enter_context(run_lock(_run_dir(config)))
         ranks.barrier()
-        _train_and_report(config, source, ranks)
+        _train_and_report(config, source, held_out, ranks)
 
 
-def _train_and_report(config: Config, source: Source, ranks: Ranks) -> None:
+def _train_and_report(config: Config, source: Source, held_out: Source | None, ranks: Ranks) -> None:
     run_dir = _run_dir(config)
     resumed = checkpoint.latest(run_dir)
     if resumed:
@@ -61,7 +65,7 @@ def _train_and_report(config: Config, source: Source, ranks: Ranks) -> None:
 
     boundaries = resumed.state["boundaries"] if resumed else _boundaries(config, frozen, source, ranks)
     task: Task = (
-        Pretraining(config, policy)
+        Pretraining(config, policy, _pixels(held_out, config) if ranks.is_main else None)
         if config.task == "diffusion"
         else Representation(config, policy, frozen, boundaries, parts)
     )
@@ -89,6 +93,13 @@ def _train_and_report(config: Config, source: Source, ranks: Ranks) -> None:
     if config.report.factors and isinstance(task, Representation):
         rooms.after(average, run_dir, config)
     screen.line(f"done: {run_dir}/checkpoints, metrics.jsonl, grids/")
+
+
+def _pixels(held_out: Source | None, config: Config) -> Tensor | None:
+    """All images that are held out, uint8 (N, px, px, 3)."""
+    return (
+        None if held_out is None else torch.from_numpy(fetch(held_out, config.data.px, range(len(held_out))))
+    )
 
 
 def _run_dir(config: Config) -> Path:

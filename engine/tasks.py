@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from diffsiam.evaluation.held_out import held_out_loss
 from diffsiam.evaluation.swap import causal_effect
 from diffsiam.objective import DiffSiam, Diffusion, Losses
 from diffsiam.unet import UNet
@@ -23,6 +24,7 @@ from engine.metrics import Metrics, Record, feature_std
 from engine.published import image_contract
 from engine.report.grids import reconstruction_grid, sample_grid
 from engine.step import Policy
+from kernels.noise_jump.ref import to_unit_range
 
 Batch = Mapping[str, Tensor]
 BANDS = 10  # of the time axis, for the loss by timestep
@@ -175,8 +177,8 @@ class Pretraining:
     views = False
     headline = ("loss",)
 
-    def __init__(self, config: Config, policy: Policy):
-        self.config, self.policy = config, policy
+    def __init__(self, config: Config, policy: Policy, held_out: Tensor | None = None):
+        self.config, self.policy, self.held_out = config, policy, held_out
         self.schedule = build_schedule(config).to(policy.device)
 
     def build(self) -> nn.Module:
@@ -196,7 +198,7 @@ class Pretraining:
         return {}
 
     def draw(self, average: nn.Module, images: Tensor, path: Path) -> Record:
-        """DDIM samples of the averaged model, from the same noise every time."""
+        """DDIM samples of the averaged model, from the same noise every time; returns its held-out loss."""
         assert isinstance(average, Diffusion)
         with self.policy.autocasting():
             sample_grid(
@@ -207,7 +209,14 @@ class Pretraining:
                 self.config.seed,
                 SAMPLING_MOVES,
             ).save(path)
-        return {}
+            return self._held_out_loss(average.unet)
+
+    def _held_out_loss(self, unet: UNet) -> Record:
+        if self.held_out is None:
+            return {}
+        images = to_unit_range(self.held_out.to(self.policy.device))
+        bands = held_out_loss(unet, self.schedule, images, self.config.seed, BANDS)
+        return {"held_out_loss": float(bands.mean()), "held_out_loss_by_time": bands.tolist()}
 
     def export(self, average: nn.Module, run_dir: Path) -> None:
         """``unet.safetensors``: the averaged weights, ready for ``frozen.weights``."""

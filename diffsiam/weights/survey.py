@@ -240,6 +240,7 @@ _PLAIN: dict[tuple[str, str], Any] = {
     ("torch", "Size"): tuple,
     ("_codecs", "encode"): _text,
     ("copyreg", "_reconstructor"): _foreign,
+    ("copy_reg", "_reconstructor"): _foreign,
     **{("torch", name): dtype for name, dtype in STORAGES.items()},
     ("torch.storage", "UntypedStorage"): torch.uint8,
     **{("torch", str(dtype).removeprefix("torch.")): dtype for dtype in STORAGES.values()},
