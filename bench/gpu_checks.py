@@ -15,7 +15,10 @@ from bench.kernels import tables
 from bench.parts import Clock, Part, run, together
 from bench.report import markdown
 
-FOLDERS = ["tests/cuda"]
+# What compiles whole networks comes first: the others fill the time until it is done.
+FOLDERS = ["tests/cuda/test_cuda_objective.py", "tests/cuda/test_cuda_runtime.py", "tests/cuda"]
+# A process among many: without this each would start compilers for all cores.
+ONE_OF_MANY = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "OMP_NUM_THREADS": "1"}
 RERUNS = 12  # failed tests that are run once more, each alone
 WORKERS = 14
 COMPILERS = 12
@@ -32,9 +35,9 @@ def tests(out: Path, clock: Clock) -> Report:
     broken context fails whatever comes after it in the process.
     """
     folders = [*FOLDERS, *(["tests/kernels"] if torch.cuda.is_available() else [])]
-    options = ["-v", "-rfEs", "--tb=short", "-W", "ignore"]
+    options = ["-vv", "--durations=10", "-rfEs", "--tb=short", "-W", "ignore"]
     if torch.cuda.is_available() and find_spec("xdist"):
-        options += ["-n", str(min(WORKERS, len(os.sched_getaffinity(0))))]
+        options += ["-n", str(min(WORKERS, len(os.sched_getaffinity(0)))), "--maxschedchunk=1"]
     limit = 0.75 * clock.left
     if find_spec("pytest_timeout"):  # it ends a session in time to say what failed and why
         options.append(f"--session-timeout={max(1.0, 0.8 * limit)}")
@@ -58,7 +61,7 @@ def tests(out: Path, clock: Clock) -> Report:
 
 def _pytest(name: str, arguments: list[str], limit: float) -> Part:
     # Wide enough for pytest to print every message whole.
-    return run(name, ["-m", "pytest", *arguments], limit, {"COLUMNS": "400", "OMP_NUM_THREADS": "2"})
+    return run(name, ["-m", "pytest", *arguments], limit, {"COLUMNS": "400", **ONE_OF_MANY})
 
 
 def _again(node: str, clock: Clock) -> Part:
@@ -86,7 +89,7 @@ def _compile(module: str, clock: Clock) -> list[Part]:
     count = min(COMPILERS, len(os.sched_getaffinity(0)))
     command = ["-m", module, "--compile-only", "--share"]
     jobs = {f"compile {i}": [*command, f"{i}/{count}"] for i in range(count)}
-    return together(jobs, COMPILE_SHARE * clock.left)
+    return together(jobs, COMPILE_SHARE * clock.left, ONE_OF_MANY)
 
 
 def kernels(out: Path, clock: Clock) -> Report:
@@ -106,7 +109,7 @@ def kernels(out: Path, clock: Clock) -> Report:
         *sizes,
     ]
     parts.append(run("bench.kernels", command, clock.left))
-    report = json.loads(file.read_text()) if file.exists() else {"rows": [], "failures": [], "per_step": {}}
+    report = json.loads(file.read_text()) if file.exists() else {"rows": [], "failures": [], "per_step": []}
     report["failed"] = [
         *report.pop("failures"),
         *(f"{p.name}: stopped at its limit" for p in parts[-1:] if p.code is None),

@@ -15,6 +15,7 @@ ENGINE = ("pydantic", "deepspeed", "rich")
 # Config and images a step, the most important first: 32 are what one GPU of four gets of the thesis' 128.
 SIZES = (("bedroom", 32), ("celeba64", 128), ("cifar10", 128), ("quickstart", 64))
 COMPILE_SHARE = 0.4  # of the budget, to fill the compile caches with all cores
+WORTH_IT = 300  # seconds below which the largest size alone is what there is time for
 STEPS, CURVE_STEPS, TRAIN_STEPS = 30, 300, 300
 
 Report = dict[str, Any]
@@ -42,9 +43,9 @@ def step(out: Path, clock: Clock) -> Report:
     on_gpu = torch.cuda.is_available()
     sizes = SIZES if on_gpu else (("quickstart", 8),)
     parts: list[Part] = []
-    if on_gpu:
+    if on_gpu and clock.left > WORTH_IT:
         jobs = {f"compile {name}": [*_levers(name, batch), "--compile-only"] for name, batch in sizes}
-        parts += together(jobs, COMPILE_SHARE * clock.left)
+        parts += together(jobs, COMPILE_SHARE * clock.left, {"TORCHINDUCTOR_COMPILE_THREADS": "3"})
     configs, failed = [], []
     for name, batch in sizes:
         file = out / f"step_{name}.json"

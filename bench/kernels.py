@@ -22,7 +22,7 @@ import torch
 
 from bench.contests import Contest, Function, contests, run
 from bench.gputime import copy_bandwidth, sets_for, time_cold
-from bench.report import markdown
+from bench.report import in_a_line, markdown
 from bench.shapes import PRESETS, load_preset
 from bench.traffic import size
 from kernels.backend import set_backend
@@ -63,7 +63,7 @@ def measure(contest: Contest, device: torch.device) -> Row:
                     continue
             entry.update(_time(contest, function, device))
         except Exception as error:  # the others are still worth timing
-            row[name] = {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"}
+            row[name] = {"error": in_a_line(error)}
     torch.compiler.reset()
     return row
 
@@ -127,23 +127,27 @@ def _attempt(attempt: Callable[[Contest, torch.device], Row], contest: Contest, 
     try:
         return attempt(contest, device)
     except Exception as error:  # inputs or float64 reference: too large, or a broken context
-        return {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"}
+        return {"error": in_a_line(error)}
     finally:
         gc.collect()
 
 
-def per_step(rows: Sequence[Row], operation: str = "adagn_silu") -> dict[str, dict[str, Row]]:
-    """By preset and contender: milliseconds of all runs of an operation in a step, and what is missing."""
-    sums: dict[str, dict[str, Row]] = {}
-    for row in (r for r in rows if r["operation"] == operation):
-        of_preset = sums.setdefault(row["preset"], {})
-        for name in CONTENDERS:
-            total = of_preset.setdefault(name, {"ms": 0.0, "timed": 0, "of": 0})
-            total["of"] += row["count"]
-            if "us" in row.get(name, {}):
-                total["ms"] += row["count"] * row[name]["us"] / 1000
-                total["timed"] += row["count"]
-    return sums
+def per_step(rows: Sequence[Row]) -> list[Row]:
+    """All runs of an operation in one training step: bytes, operations, and milliseconds of each contender
+    with how many of the runs they are of.
+    """
+    sums: dict[tuple[str, str], Row] = {}
+    for row in (r for r in rows if r["count"]):
+        key = row["preset"], row["operation"]
+        total = sums.setdefault(key, {"preset": key[0], "operation": key[1], "count": 0})
+        for name in ("least", "kernel_bytes", "eager_bytes", "launches", "flops"):
+            total[name] = total.get(name, 0) + row["count"] * row[name]
+        total["count"] += row["count"]
+        for name in (n for n in CONTENDERS if "us" in row.get(n, {})):
+            spent = total.setdefault(name, {"ms": 0.0, "timed": 0})
+            spent["ms"] += row["count"] * row[name]["us"] / 1000
+            spent["timed"] += row["count"]
+    return list(sums.values())
 
 
 def failures(rows: Sequence[Row]) -> list[str]:
@@ -167,22 +171,41 @@ def failures(rows: Sequence[Row]) -> list[str]:
 
 def tables(rows: Sequence[Row], bandwidth: float | None, most: int | None = None) -> str:
     """The report in Markdown: sums by step, then every contest or the first ``most``."""
-    parts = []
+    timed = [f"ms {name}" for name in ("floor", *CONTENDERS)] if bandwidth else []
+    columns = [
+        "preset",
+        "operation",
+        "runs a step",
+        "GB least",
+        "GB ours",
+        "GB eager",
+        "GFLOP",
+        "eager launches",
+    ]
+    parts = [markdown([*columns, *timed], [_sum_cells(total, bandwidth) for total in per_step(rows)])]
     if bandwidth:
-        parts.append(f"Measured copy: {bandwidth / 1e12:.2f} TB/s, read and written bytes counted.\n")
-        sums = [
-            [preset, name, f"{total['ms']:.3f}", f"{total['timed']} of {total['of']}"]
-            for preset, of_preset in per_step(rows).items()
-            for name, total in of_preset.items()
-        ]
-        parts.append("adagn_silu, all runs of a training step:\n")
-        parts.append(markdown(["preset", "contender", "ms a step", "runs timed"], sums))
+        copy = f"Measured copy: {bandwidth / 1e12:.2f} TB/s, bytes read and written"
+        parts.insert(0, f"{copy}; floor: least bytes at that rate.\n")
     columns = ["preset", "operation", "size", "direction", "runs", "MB least", "MB ours", "MB eager", "MFLOP"]
     columns += ["eager launches"]
     if bandwidth:
         columns += ["us floor", *(f"us {name}" for name in CONTENDERS), "ours GB/s", "ours / copy", "others"]
     parts.append(markdown(columns, [_cells(row, bandwidth) for row in rows[:most]]))
     return "\n".join(parts)
+
+
+def _sum_cells(total: Row, bandwidth: float | None) -> list[str]:
+    gigabytes = [f"{total[name] / 1e9:.3f}" for name in ("least", "kernel_bytes", "eager_bytes")]
+    cells = [total["preset"], total["operation"], str(total["count"]), *gigabytes]
+    cells += [f"{total['flops'] / 1e9:.2f}", str(total["launches"])]
+    if not bandwidth:
+        return cells
+    cells.append(f"{total['least'] / bandwidth * 1e3:.3f}")
+    for name in CONTENDERS:
+        spent = total.get(name, {"ms": 0.0, "timed": 0})
+        partly = "" if spent["timed"] == total["count"] else f" ({spent['timed']} runs)"
+        cells.append(f"{spent['ms']:.3f}{partly}")
+    return cells
 
 
 def _cells(row: Row, bandwidth: float | None) -> list[str]:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from bench.gate import Gate, Result, comparable, compare, compare_rounded
-from bench.report import markdown
+from bench.report import in_a_line, markdown
 from bench.step import (
     Batch,
     Ours,
@@ -175,7 +175,11 @@ def bench(config: Config, ranks: Ranks, count: int, budget: float, compile_only:
         else:
             _make_ready(one, ready, device, policy)
     if ready:
-        _time(ready, count, config.train.batch_size, device)
+        try:
+            _time(ready, count, config.train.batch_size, device)
+        except Exception as error:  # gates and memory are still worth reporting
+            for one in ready:
+                one.row.setdefault("error", in_a_line(error))
     return report
 
 
@@ -196,7 +200,7 @@ def _make_ready(one: Contestant, ready: list[Contestant], device: torch.device, 
         one.measure_memory(device)
         ready.append(one)
     except Exception as error:  # the others are still worth timing
-        one.row["error"] = f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"
+        one.row["error"] = in_a_line(error)
 
 
 def _time(ready: list[Contestant], count: int, batch: int, device: torch.device) -> None:

@@ -86,10 +86,12 @@ def finish(name: str, process: subprocess.Popen[str], began: float, limit: float
         return Part(name, None, seconds, f"{output}\nstopped after {seconds:.0f} s")
 
 
-def together(jobs: Mapping[str, Sequence[str]], limit: float) -> list[Part]:
+def together(
+    jobs: Mapping[str, Sequence[str]], limit: float, environment: Mapping[str, str] | None = None
+) -> list[Part]:
     """Run parts at the same time."""
     began = time.monotonic()
-    running = {name: start(arguments) for name, arguments in jobs.items()}
+    running = {name: start(arguments, environment) for name, arguments in jobs.items()}
     return [
         finish(name, process, began, limit - (time.monotonic() - began)) for name, process in running.items()
     ]

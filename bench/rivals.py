@@ -20,7 +20,7 @@ from diffsiam.decoder import Decoder
 from diffsiam.layers import ResBlock
 from diffsiam.simsiam import SimSiam
 from diffsiam.subsets import Subsets
-from diffsiam.unet import UNet
+from diffsiam.unet import OutputHead, UNet
 from engine.config import Config
 
 
@@ -172,11 +172,13 @@ def mask_tables(subsets: Subsets, device: torch.device) -> tuple[Tensor, Tensor]
 
 
 def in_published_manner(network: nn.Module) -> None:
-    """Let residual and attention blocks compute as they were published; their weights stay."""
+    """Let residual blocks, heads and attention compute as they were published; their weights stay."""
     set_attention(network, attend)
     for module in network.modules():
         if isinstance(module, ResBlock):
             module.forward = partial(residual, module)  # type: ignore[method-assign]
+        elif isinstance(module, OutputHead):  # its layers one after the other
+            module.forward = partial(nn.Sequential.forward, module)  # type: ignore[method-assign]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 
 from bench.contests import Contest, contests, run
 from bench.gputime import copy_bandwidth, sets_for, time_cold
-from bench.report import markdown
+from bench.report import in_a_line, markdown
 from bench.shapes import load_preset
 from bench.traffic import size
 from kernels.adagn_silu import op
@@ -59,7 +59,7 @@ def attempt(contest: Contest, choice: tuple[int, ...], device: torch.device, tim
         calls = [partial(run, contest.kernel, some, contest.leaves) for some in sets]
         return {**row, "us": time_cold(calls).median}
     except Exception as error:  # a shape that does not fit
-        return {**row, "error": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
+        return {**row, "error": in_a_line(error)}
 
 
 def table(rows: list[Row], bandwidth: float, moved: dict[str, int], best: int = 6) -> str:

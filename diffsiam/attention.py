@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffsiam.layers import group_norm, zeroed
+from diffsiam.layers import Norm, group_norm, zeroed
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v (B, heads, tokens, channels) -> same
 
@@ -57,12 +57,13 @@ class AttentionBlock(nn.Module):
         heads: number of heads, divides C.
         new_order: channel order of ``qkv``: False = [q, k, v] within each head, True = heads within each of
             q, k, v. One head: the same.
+        norm: makes the group norm.
     """
 
-    def __init__(self, channels: int, heads: int = 1, new_order: bool = False):
+    def __init__(self, channels: int, heads: int = 1, new_order: bool = False, norm: Norm = group_norm):
         super().__init__()
         self.heads, self.new_order = heads, new_order
-        self.norm = group_norm(channels)
+        self.norm = norm(channels)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
         self.attend: Attend = attend_sdpa
@@ -78,5 +79,12 @@ class AttentionBlock(nn.Module):
 
 
 def head_count(channels: int, heads: int, head_channels: int) -> int:
-    """Number of heads: ``heads`` unless ``head_channels`` > 0 fixes the width of each."""
-    return channels // head_channels if head_channels > 0 else heads
+    """Number of heads: ``heads`` unless ``head_channels`` > 0 fixes the width of each.
+
+    Raises:
+        ValueError: the channels do not divide evenly.
+    """
+    size = head_channels if head_channels > 0 else heads
+    if channels % size:
+        raise ValueError(f"{channels} channels do not divide into heads: {size} does not fit")
+    return channels // size if head_channels > 0 else heads

@@ -35,7 +35,7 @@ class Decoder(nn.Module):
         self.label_emb = nn.Linear(dim, config.embedding_channels)
         self.shift_middle_block = middle_blocks(config, dropout, conditioned=True)
         self.shift_output_blocks = output_blocks(config, dropout, conditioned=True)
-        self.shift_out = OutputHead(config.widths()[0], 3)
+        self.shift_out = OutputHead(config.widths()[0], 3, config.norm)
 
     def forward(self, features: Features, z_bar: Tensor) -> Tensor:
         """Features of the frozen encoder and z_bar (B, d) -> G (B, 3, H, W)."""

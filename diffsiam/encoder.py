@@ -1,10 +1,12 @@
 """Encoders f: clean image in [-1, 1] -> z (B, d).
 
-ResNets use the CIFAR stem (3x3, stride 1, no max-pool) at every resolution; the other encoder is PDAE's
-convolutional one.
+ResNets are trained with the CIFAR stem (3x3, stride 1, no max-pool) at every resolution; published SimSiam
+encoders have ImageNet's. The other encoder is PDAE's convolutional one.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -73,14 +75,17 @@ class ResNet(nn.Module):
         arch: "resnet10", "resnet18" or "resnet50".
         width: w of the stem (64 in the papers).
         dim: d; a linear layer follows only where the pooled width (8 w, or 32 w for resnet50) differs from d.
+        stem: "cifar" (3x3, stride 1) or "imagenet" (7x7, stride 2, and a max-pool of stride 2).
         norm: of z, see :func:`feature_norm`.
     """
 
-    def __init__(self, arch: str, width: int = 64, dim: int = 512, norm: str = "none"):
+    def __init__(self, arch: str, width: int = 64, dim: int = 512, stem: str = "cifar", norm: str = "none"):
         super().__init__()
         kind, depths = RESNETS[arch]
         block = BasicBlock if kind == "basic" else Bottleneck
-        self.conv1, self.bn1 = _conv(3, width, 3), nn.BatchNorm2d(width)
+        self.pools = stem == "imagenet"
+        self.conv1 = _conv(3, width, 7, 2) if self.pools else _conv(3, width, 3)
+        self.bn1 = nn.BatchNorm2d(width)
         channels = width
         for stage, depth in enumerate(depths):
             layers = []
@@ -97,6 +102,8 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (B, 3, H, W) in [-1, 1] -> z (B, d)."""
         h = F.relu(self.bn1(self.conv1(x)))
+        if self.pools:
+            h = F.max_pool2d(h, 3, 2, 1)
         for stage in range(1, 5):
             h = self.get_submodule(f"layer{stage}")(h)
         return self.norm(self.fc(h.mean(dim=(2, 3))))
@@ -150,9 +157,35 @@ def feature_norm(norm: str, dim: int) -> nn.Module:
     return nn.BatchNorm1d(dim, affine=False) if norm == "batch" else nn.Identity()
 
 
-def build_encoder(arch: str, px: int, width: int = 64, dim: int = 512, norm: str = "none") -> nn.Module:
-    """The encoder named by ``encoder.arch``; see :class:`ResNet` and :class:`PDAEEncoder`."""
-    return PDAEEncoder(px, dim, norm) if arch == "pdae" else ResNet(arch, width, dim, norm)
+def build_encoder(
+    arch: str,
+    px: int | None,
+    width: int = 64,
+    dim: int = 512,
+    stem: str = "cifar",
+    norm: str = "none",
+) -> nn.Module:
+    """The encoder named by ``encoder.arch``; see :class:`ResNet` and :class:`PDAEEncoder`, which alone needs
+    ``px``.
+    """
+    if arch == "pdae":
+        return PDAEEncoder(px or 0, dim, norm)
+    return ResNet(arch, width, dim, stem, norm)
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The arguments of :func:`build_encoder`."""
+
+    arch: str
+    px: int | None = None
+    width: int = 64
+    dim: int = 512
+    stem: str = "cifar"
+    norm: str = "none"
+
+    def build(self) -> nn.Module:
+        return build_encoder(self.arch, self.px, self.width, self.dim, self.stem, self.norm)
 
 
 def encode_images(encoder: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:

@@ -5,6 +5,7 @@ its files load as they are.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from kernels.adagn_silu.op import adagn_silu
 
 M = TypeVar("M", bound=nn.Module)
+Norm = Callable[[int], nn.GroupNorm]  # channels -> their norm
 
 
 def group_count(channels: int) -> int:
@@ -43,14 +45,17 @@ def zeroed(module: M) -> M:
     return module
 
 
-def timestep_embedding(t: Tensor, channels: int) -> Tensor:
-    """Sinusoids of the integer time t (B,), (B, channels) float32: [cos, sin] of t exp(-ln(10000) i / half),
-    i = 0 .. half - 1.
+def timestep_embedding(t: Tensor, channels: int, shift: int = 0, sines_first: bool = False) -> Tensor:
+    """Sinusoids of the integer time t (B,), (B, channels) float32: [cos, sin] of t exp(-ln(10000) i / (half -
+    shift)), i = 0 .. half - 1.
+
+    Guided diffusion has shift 0 and cosines first; DDPM's own code has shift 1 and sines first.
     """
     half = channels // 2
-    frequency = torch.exp(-math.log(10000) / half * torch.arange(half, dtype=torch.float32, device=t.device))
+    rate = -math.log(10000) / (half - shift)
+    frequency = torch.exp(rate * torch.arange(half, dtype=torch.float32, device=t.device))
     angle = t[:, None].float() * frequency
-    return torch.cat((angle.cos(), angle.sin()), dim=1)
+    return torch.cat((angle.sin(), angle.cos()) if sines_first else (angle.cos(), angle.sin()), dim=1)
 
 
 class ResBlock(nn.Module):
@@ -64,6 +69,8 @@ class ResBlock(nn.Module):
         resample: None, "down" (2x2 mean) or "up" (nearest), applied to both branches.
         conditioned: the block also takes a z embedding, as (1 + s_z) h + b_z after the time modulation
             (PDAE's shift block).
+        additive: time is added before the second norm (DDPM) instead of scaling and shifting after it.
+        norm: makes the two group norms.
     """
 
     def __init__(
@@ -74,15 +81,17 @@ class ResBlock(nn.Module):
         dropout: float = 0.0,
         resample: str | None = None,
         conditioned: bool = False,
+        additive: bool = False,
+        norm: Norm = group_norm,
     ):
         super().__init__()
-        self.resample = resample
-        self.in_layers = nn.Sequential(group_norm(c_in), nn.SiLU(), nn.Conv2d(c_in, c_out, 3, padding=1))
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, 2 * c_out))
+        self.resample, self.additive = resample, additive
+        self.in_layers = nn.Sequential(norm(c_in), nn.SiLU(), nn.Conv2d(c_in, c_out, 3, padding=1))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, c_out if additive else 2 * c_out))
         if conditioned:
             self.emb_z_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, 2 * c_out))
         self.out_layers = nn.Sequential(
-            group_norm(c_out), nn.SiLU(), nn.Dropout(dropout), zeroed(nn.Conv2d(c_out, c_out, 3, padding=1))
+            norm(c_out), nn.SiLU(), nn.Dropout(dropout), zeroed(nn.Conv2d(c_out, c_out, 3, padding=1))
         )
         self.skip_connection = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
 
@@ -94,9 +103,38 @@ class ResBlock(nn.Module):
         h = self.in_layers[2](h)
         modulation = self.emb_layers(time)
         modulation_z = None if z is None else self.emb_z_layers(z)
+        if self.additive:
+            h, modulation = h + modulation[:, :, None, None], None
         h = norm_silu(h, self.out_layers[0], modulation, modulation_z)
         h = self.out_layers[3](self.out_layers[2](h))
         return self.skip_connection(x) + h
+
+
+class ConvDown(nn.Module):
+    """Half the size by a 3x3 convolution of stride 2 (``UNetConfig.resampling`` "conv").
+
+    Args:
+        channels: in and out.
+        padding: 1 on all sides, or 0: one row below and one column to the right only, as DDPM's own code.
+    """
+
+    def __init__(self, channels: int, padding: int = 1):
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x if self.op.padding[0] else F.pad(x, (0, 1, 0, 1)))
+
+
+class ConvUp(nn.Module):
+    """Twice the size: nearest neighbour, then a 3x3 convolution (``UNetConfig.resampling`` "conv")."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(_resample(x, "up"))
 
 
 def _resample(x: Tensor, direction: str) -> Tensor:

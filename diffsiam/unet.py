@@ -1,7 +1,9 @@
 """The frozen diffusion U-Net u_theta (guided diffusion's architecture), as two halves: an encoder shared by
 both decoders, and its own decoder.
 
-Parameter names and shapes are those of guided-diffusion, DiffAE and PDAE checkpoints.
+Parameter names and shapes are those of guided-diffusion, DiffAE and PDAE checkpoints. DDPM's own architecture
+(arXiv 2006.11239; ``UNet2DModel`` of diffusers), which adds the time and resamples by convolutions, is the
+same class under other switches of :class:`UNetConfig`.
 """
 
 from __future__ import annotations
@@ -13,7 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from diffsiam.attention import AttentionBlock, head_count
-from diffsiam.layers import ResBlock, Stage, group_norm, norm_silu, timestep_embedding, zeroed
+from diffsiam.layers import (
+    ConvDown,
+    ConvUp,
+    Norm,
+    ResBlock,
+    Stage,
+    group_count,
+    group_norm,
+    norm_silu,
+    timestep_embedding,
+    zeroed,
+)
 
 
 @dataclass(frozen=True)
@@ -26,8 +39,20 @@ class UNetConfig:
         blocks: residual blocks per level (one more on the way up).
         attention: downsampling factors (not pixel sizes) at which attention is used.
         heads, head_channels: attention heads; ``head_channels`` > 0 overrides ``heads``.
+        new_attention_order: layout of ``qkv`` with several heads, see
+            :class:`~diffsiam.attention.AttentionBlock`.
         dropout: in residual blocks, active while pretraining.
         learn_sigma: six output channels, of which the first three are eps.
+        embedding: channels of the time embedding; None: 4 b.
+        time: "scale_shift" (guided diffusion) or "add": how a residual block takes the time embedding.
+        resampling: "block" (residual blocks resample, guided diffusion) or "conv" (convolutions do).
+        padding: of the downsampling convolutions, see :class:`~diffsiam.layers.ConvDown`.
+        groups: of every group norm; None: the rule of :func:`~diffsiam.layers.group_count`.
+        eps: of every group norm.
+        frequency_shift, sines_first: of :func:`~diffsiam.layers.timestep_embedding`.
+
+    Raises:
+        ValueError: a switch has another value.
     """
 
     base_channels: int = 128
@@ -40,6 +65,22 @@ class UNetConfig:
     dropout: float = 0.0
     learn_sigma: bool = False
     embedding: int | None = None
+    time: str = "scale_shift"
+    resampling: str = "block"
+    padding: int = 1
+    groups: int | None = None
+    eps: float = 1e-5
+    frequency_shift: int = 0
+    sines_first: bool = False
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("time", ("scale_shift", "add")),
+            ("resampling", ("block", "conv")),
+            ("padding", (0, 1)),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} = {getattr(self, name)!r} is none of {choices}")
 
     @property
     def embedding_channels(self) -> int:
@@ -48,9 +89,31 @@ class UNetConfig:
     def widths(self) -> list[int]:
         return [self.base_channels * m for m in self.channel_mult]
 
+    def norm(self, channels: int) -> nn.GroupNorm:
+        """The group norm of a feature map."""
+        return nn.GroupNorm(self.groups or group_count(channels), channels, self.eps)
+
     def attention_block(self, channels: int) -> AttentionBlock:
         heads = head_count(channels, self.heads, self.head_channels)
-        return AttentionBlock(channels, heads, self.new_attention_order)
+        return AttentionBlock(channels, heads, self.new_attention_order, self.norm)
+
+    def residual_block(
+        self, c_in: int, c_out: int, dropout: float, resample: str | None = None, conditioned: bool = False
+    ) -> ResBlock:
+        additive = self.time == "add"
+        return ResBlock(
+            c_in, c_out, self.embedding_channels, dropout, resample, conditioned, additive, self.norm
+        )
+
+    def downsampling(self, channels: int, dropout: float) -> nn.Module:
+        if self.resampling == "conv":
+            return ConvDown(channels, self.padding)
+        return self.residual_block(channels, channels, dropout, "down")
+
+    def upsampling(self, channels: int, dropout: float, conditioned: bool = False) -> nn.Module:
+        if self.resampling == "conv":
+            return ConvUp(channels)
+        return self.residual_block(channels, channels, dropout, "up", conditioned)
 
 
 class Features(NamedTuple):
@@ -62,11 +125,11 @@ class Features(NamedTuple):
 
 def middle_blocks(config: UNetConfig, dropout: float, conditioned: bool = False) -> Stage:
     """ResBlock, attention, ResBlock at the coarsest level."""
-    width, embedding = config.widths()[-1], config.embedding_channels
+    width = config.widths()[-1]
     return Stage(
-        ResBlock(width, width, embedding, dropout, conditioned=conditioned),
+        config.residual_block(width, width, dropout, conditioned=conditioned),
         config.attention_block(width),
-        ResBlock(width, width, embedding, dropout, conditioned=conditioned),
+        config.residual_block(width, width, dropout, conditioned=conditioned),
     )
 
 
@@ -74,7 +137,7 @@ def output_blocks(config: UNetConfig, dropout: float, conditioned: bool = False)
     """The way up: at each level ``blocks`` + 1 residual blocks on [h, skip], attention where asked,
     upsampling after the last.
     """
-    widths, embedding = config.widths(), config.embedding_channels
+    widths = config.widths()
     skips = [widths[0]]
     for level, width in enumerate(widths):
         skips += [width] * config.blocks + ([width] if level + 1 < len(widths) else [])
@@ -82,11 +145,11 @@ def output_blocks(config: UNetConfig, dropout: float, conditioned: bool = False)
     for level in reversed(range(len(widths))):
         for i in range(config.blocks + 1):
             c_in, channels = channels + skips.pop(), widths[level]
-            stage: list[nn.Module] = [ResBlock(c_in, channels, embedding, dropout, conditioned=conditioned)]
+            stage: list[nn.Module] = [config.residual_block(c_in, channels, dropout, conditioned=conditioned)]
             if 2**level in config.attention:
                 stage.append(config.attention_block(channels))
             if level and i == config.blocks:
-                stage.append(ResBlock(channels, channels, embedding, dropout, "up", conditioned))
+                stage.append(config.upsampling(channels, dropout, conditioned))
             blocks.append(Stage(*stage))
     return blocks
 
@@ -94,10 +157,8 @@ def output_blocks(config: UNetConfig, dropout: float, conditioned: bool = False)
 class OutputHead(nn.Sequential):
     """GroupNorm and SiLU (in one operation), then a zero-initialised 3x3 conv."""
 
-    def __init__(self, channels: int, out_channels: int):
-        super().__init__(
-            group_norm(channels), nn.SiLU(), zeroed(nn.Conv2d(channels, out_channels, 3, padding=1))
-        )
+    def __init__(self, channels: int, out_channels: int, norm: Norm = group_norm):
+        super().__init__(norm(channels), nn.SiLU(), zeroed(nn.Conv2d(channels, out_channels, 3, padding=1)))
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         norm, _, conv = self
@@ -127,25 +188,24 @@ class UNet(nn.Module):
         channels = widths[0]
         for level, width in enumerate(widths):
             for _ in range(config.blocks):
-                stage: list[nn.Module] = [ResBlock(channels, width, embedding, config.dropout)]
+                stage: list[nn.Module] = [config.residual_block(channels, width, config.dropout)]
                 channels = width
                 if 2**level in config.attention:
                     stage.append(config.attention_block(channels))
                 self.input_blocks.append(Stage(*stage))
             if level + 1 < len(widths):
-                self.input_blocks.append(
-                    Stage(ResBlock(channels, channels, embedding, config.dropout, "down"))
-                )
+                self.input_blocks.append(Stage(config.downsampling(channels, config.dropout)))
         self.middle_block = middle_blocks(config, config.dropout)
         self.output_blocks = output_blocks(config, config.dropout)
-        self.out = OutputHead(widths[0], 6 if config.learn_sigma else 3)
+        self.out = OutputHead(widths[0], 6 if config.learn_sigma else 3, config.norm)
 
     def encode(self, x: Tensor, t: Tensor) -> Features:
         """x (B, 3, H, W) in noised [-1, 1] units and integer times (B,) -> skips of every input block and the
         time embedding.
         """
-        dtype = next(self.time_embed.parameters()).dtype
-        time = self.time_embed(timestep_embedding(t, self.config.base_channels).to(dtype))
+        dtype, c = next(self.time_embed.parameters()).dtype, self.config
+        sinusoids = timestep_embedding(t, c.base_channels, c.frequency_shift, c.sines_first)
+        time = self.time_embed(sinusoids.to(dtype))
         h, skips = x.to(dtype), []
         for block in self.input_blocks:
             h = block(h, time)

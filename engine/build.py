@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import nn
 
@@ -14,12 +12,10 @@ from diffsiam.schedule import Schedule
 from diffsiam.simsiam import SimSiam
 from diffsiam.subsets import Subsets, balanced_ends, staged_ends
 from diffsiam.unet import UNet, UNetConfig
-from diffsiam.weights import WeightsError, load_unet
+from diffsiam.weights import Parts, build_unet
 from engine.config import Config
-from engine.config_file import ASSETS, BUILTIN
 from engine.errors import UsageError
-
-ARCHITECTURE = ("base_channels", "channel_mult", "blocks", "attention", "learn_sigma")
+from engine.published import ARCHITECTURE, read_frozen, start_from
 
 
 def build_schedule(config: Config) -> Schedule:
@@ -30,47 +26,31 @@ def build_schedule(config: Config) -> Schedule:
 
 def unet_config(config: Config) -> UNetConfig:
     """The architecture fields of ``frozen``; those left null take :class:`UNetConfig`'s defaults."""
-    given = {name: getattr(config.frozen, name) for name in (*ARCHITECTURE, "heads", "dropout")}
+    given = {
+        name: getattr(config.frozen, name) for name in (*ARCHITECTURE, "heads", "head_channels", "dropout")
+    }
     return UNetConfig(**{name: value for name, value in given.items() if value is not None})
 
 
-def weights_path(weights: str) -> Path:
-    """The file of ``frozen.weights``, which may name a shipped model."""
-    if weights.startswith(BUILTIN):
-        return ASSETS / f"{weights.removeprefix(BUILTIN)}.safetensors"
-    return Path(weights)
-
-
-def build_frozen(config: Config) -> UNet | None:
+def build_frozen(config: Config, parts: Parts | None = None) -> UNet | None:
     """u_theta in eval mode without gradients, or None when the run has no diffusion loss.
 
+    Args:
+        parts: what :func:`engine.published.read_frozen` gave, if the file was read already.
+
     Raises:
-        UsageError: the file cannot be read as a U-Net, or is not the architecture that the config states.
+        UsageError: the file cannot be read as a U-Net, or is not the model that the config states.
     """
     if not config.needs_frozen:
         return None
-    f = config.frozen
-    assert f.weights is not None, "checked when the config was read"
-    if f.weights == "random":
+    if config.frozen.weights == "random":
         torch.manual_seed(config.seed)
         unet = UNet(unet_config(config))
     else:
-        try:
-            unet = load_unet(weights_path(f.weights), heads=f.heads or 1, dropout=f.dropout or 0.0)
-        except WeightsError as error:
-            raise UsageError(f"frozen.weights: {error}") from error
-        _demand_stated_architecture(config, unet.config)
+        parts = parts or read_frozen(config)
+        assert parts is not None, "checked when the config was read"
+        unet = build_unet(parts)
     return unet.eval().requires_grad_(False)
-
-
-def _demand_stated_architecture(config: Config, found: UNetConfig) -> None:
-    for name in ARCHITECTURE:
-        stated = getattr(config.frozen, name)
-        if stated is not None and stated != getattr(found, name):
-            raise UsageError(
-                f"frozen.weights: {config.frozen.weights} has {name} = {getattr(found, name)}, "
-                f"the config states {stated}; correct frozen.{name} or set it to null to take the file's"
-            )
 
 
 def build_subsets(config: Config, boundaries: list[int] | None = None) -> Subsets:
@@ -100,15 +80,21 @@ def untrained_encoder(config: Config) -> nn.Module:
     """The encoder that a run begins with: the first module drawn from ``seed``."""
     torch.manual_seed(config.seed)
     e = config.encoder
-    return build_encoder(e.arch, config.data.px, e.width, e.dim, e.norm)
+    return build_encoder(e.arch, config.data.px, e.width, e.dim, norm=e.norm)
 
 
 def build_model(
-    config: Config, frozen: UNet | None, schedule: Schedule, subsets: Subsets, start: UNet | None = None
+    config: Config,
+    frozen: UNet | None,
+    schedule: Schedule,
+    subsets: Subsets,
+    parts: Parts | None = None,
+    start: UNet | None = None,
 ) -> DiffSiam:
-    """The trainable part, initialised from ``seed``.
+    """The trainable part, initialised from ``seed``, or from ``parts`` where ``init`` is "weights".
 
     Args:
+        parts: what the file of ``frozen.weights`` holds.
         start: what ``decoder.init = frozen`` copies: the frozen model before its weights were rounded to a
             smaller dtype. None: ``frozen`` itself.
     """
@@ -123,6 +109,7 @@ def build_model(
         decoder = Decoder(frozen.config, config.encoder.dim, config.decoder.dropout)
         if config.decoder.init == "frozen":
             decoder.start_from(start or frozen)
+    start_from(parts, config, encoder, decoder)
     return DiffSiam(
         encoder,
         decoder,

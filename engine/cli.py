@@ -77,6 +77,65 @@ def rooms(
     screen.line(f"written: {save(rooms_sheet(px, seed), out)}")
 
 
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="File, or folder of diffusers or of export.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="What to write; must not exist.")],
+    to: Annotated[str, typer.Option(help="pdae, diffusers or native (safetensors).")] = "native",
+    heads: Annotated[
+        int | None, typer.Option(help="Attention heads, where the file does not say (default 1).")
+    ] = None,
+    head_channels: Annotated[
+        int | None, typer.Option(help="Width of a head instead (guided diffusion's 256-px models: 64).")
+    ] = None,
+    new_attention_order: Annotated[
+        bool, typer.Option("--new-attention-order", help="Of guided diffusion, if it was trained with it.")
+    ] = False,
+    subsets: Annotated[
+        int | None, typer.Option(help="Equal, time-tied subsets of z, for a pair of DiTi (64).")
+    ] = None,
+    isolated: Annotated[
+        bool,
+        typer.Option(
+            "--isolated", help="Take the tensors of a file that needs foreign classes; run none of it."
+        ),
+    ] = False,
+) -> None:
+    """Published weights from one format into another; the format is recognised by content."""
+    from diffsiam.weights import Assumed, WeightsError
+    from diffsiam.weights.converting import convert as run
+    from engine import screen
+
+    assumed = Assumed(heads, head_channels, new_attention_order or None)
+    try:
+        parts, written = run(source, out, to, assumed, isolated, subsets)
+    except (WeightsError, OSError) as error:
+        raise UsageError(f"convert: {error}") from error
+    screen.line(f"read: {source}: {parts.describe()}")
+    screen.line(f"written: {out}: {to}, {written}")
+
+
+@app.command()
+def export(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a training.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; must not exist.")],
+    without_frozen: Annotated[
+        bool, typer.Option("--without-frozen", help="Leave the diffusion model out: slim, encodes only.")
+    ] = False,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Also the encoder as encoder.onnx (extra onnx).")
+    ] = False,
+) -> None:
+    """The averaged networks of a run as a folder for diffsiam.load, with a model card."""
+    from engine import screen
+    from engine.export import add_onnx, export_run
+
+    described = export_run(run_dir, out, not without_frozen)
+    screen.line(f"written: {out}: {', '.join(described['files'])}, model.json, README.md")
+    if onnx:
+        screen.line(f"written: {out / 'encoder.onnx'}: differs from torch by {add_onnx(out):.1e} at most")
+
+
 @config_app.command()
 def show(
     config: Annotated[Path, typer.Argument(help="JSON file.")],

@@ -55,6 +55,9 @@ class DataConfig(Section):
     """Side of the square training image, in pixels (16 to 128 for source "rooms")."""
     count: Positive = 20_000
     """Images in the training set; source "rooms" only (a folder has what it has)."""
+    held_out: NonNegative = 0
+    """Images kept out of training (of a folder) or drawn beyond it ("rooms"). Task "diffusion" measures its
+    loss on them in ten bands of t with every sheet of samples (`log.grid_every`)."""
     flip: bool = True
     """Mirror each image left-right with probability 1/2 (PDAE does)."""
     augment: Literal["auto", "crop", "blur", "none"] = "auto"
@@ -72,8 +75,8 @@ class FrozenConfig(Section):
     """
 
     weights: str | None = None
-    """A checkpoint file, "builtin:NAME" (shipped with the package) or "random" (untrained, for trials
-    only)."""
+    """A checkpoint of PDAE, DiTi, DiffAE, guided-diffusion or ours, a folder of diffusers or of `diffsiam
+    export`, "builtin:NAME" (shipped with the package) or "random" (untrained, for trials only)."""
     base_channels: Annotated[int, Field(gt=0, multiple_of=4)] | None = None
     """Channels at full resolution (normalised in groups of at least 4)."""
     channel_mult: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
@@ -84,7 +87,9 @@ class FrozenConfig(Section):
     attention: tuple[Positive, ...] | None = None
     """Downsampling factors (1, 2, 4, ...), not pixel sizes, at which attention is applied."""
     heads: Positive | None = None
-    """Attention heads; weights files do not record it (null: 1)."""
+    """Attention heads; files of others do not record it (null: 1, or what the file records)."""
+    head_channels: Positive | None = None
+    """Channels of an attention head, in place of `heads` (guided diffusion's 256-px models: 64)."""
     dropout: Fraction | None = None
     """Dropout probability while the diffusion model itself is trained; it is off while frozen (null: 0)."""
     learn_sigma: bool | None = None
@@ -107,9 +112,10 @@ class DecoderConfig(Section):
     """The trainable gradient estimator g: the frozen model's middle and decoder once more, conditioned on
     z."""
 
-    init: Literal["random", "frozen"] = "random"
+    init: Literal["random", "frozen", "weights"] = "random"
     """"random": new weights (as PDAE); "frozen": start from the frozen decoder's weights. Either way g is 0
-    at the start; "frozen" converges several times faster."""
+    at the start; "frozen" converges several times faster. "weights": go on from the trained pair that
+    `frozen.weights` names."""
     dropout: Fraction = 0.0
     """Dropout probability in g."""
 
@@ -128,6 +134,8 @@ class EncoderConfig(Section):
     norm: Literal["none", "batch"] = "none"
     """"batch": z is normalised over the batch (running statistics afterwards), so that the decoder hears it
     from the first step on; "none": as published."""
+    init: Literal["random", "weights"] = "random"
+    """"weights": go on from the encoder of the trained pair that `frozen.weights` names."""
 
 
 class SubsetsConfig(Section):

@@ -266,7 +266,7 @@ def _require_inputs(config: Config, path: Path, origins: Origins) -> None:
         return
     if weights.startswith(BUILTIN):
         _require_builtin(weights, origins)
-    elif not Path(weights).is_file():
+    elif not Path(weights).exists():
         raise UsageError(
             f"{origins.where('frozen.weights')}: frozen.weights: {weights} does not exist; give a checkpoint "
             f"({_weights_hint(path)}), a shipped model (builtin:NAME) or random (untrained, for trials only)"

@@ -23,6 +23,7 @@ from engine.build import build_diffusion, build_frozen, build_model, build_sched
 from engine.config import Config
 from engine.config_checks import micro_batch
 from engine.config_file import cautions, dump
+from engine.data.held_out import split
 from engine.data.sources import open_source
 from engine.loop import zero_stage
 from engine.parallel import Ranks, bucket_elements
@@ -95,7 +96,8 @@ def show_plan(config: Config) -> None:
     if not ranks.is_main:
         return
     data = config.data
-    images = len(open_source(data.source, data.path, data.px, config.seed, data.count))
+    source = open_source(data.source, data.path, data.px, config.seed, data.count)
+    images = len(split(source, data.held_out)[0])
     policy = choose_policy(config, ranks.device)
     networks = build_networks(config)
     plan = Plan(config, ranks, policy, images, networks, measure(networks, config, policy, micro))

@@ -7,21 +7,24 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from diffsiam.objective import DiffSiam
 from diffsiam.subsets import profile_boundaries
 from diffsiam.unet import UNet
-from diffsiam.weights import sha256_of
+from diffsiam.weights import Parts
 from engine import checkpoint, screen
-from engine.build import build_frozen, build_schedule, build_subsets, weights_path
+from engine.build import build_frozen, build_schedule, build_subsets
 from engine.config import Config
 from engine.config_checks import micro_batch
 from engine.config_file import cautions, dump
+from engine.data.held_out import split
 from engine.data.pipeline import fetch, route
 from engine.data.sources import Source, open_source
 from engine.errors import UsageError
 from engine.loop import train, zero_stage
 from engine.parallel import Ranks, start_ranks
+from engine.published import demand_same_file, read_frozen, record
 from engine.report import rooms
 from engine.resume import check_resumable
 from engine.runlock import run_lock
@@ -37,12 +40,14 @@ def run(config: Config) -> None:
     Raises:
         UsageError, DataError, CheckpointError, NumericsError: see :mod:`engine.errors`.
     """
-    source = open_source(config.data.source, config.data.path, config.data.px, config.seed, config.data.count)
+    data = config.data
+    whole = open_source(data.source, data.path, data.px, config.seed, data.count)
+    source, held_out = split(whole, data.held_out)
     ranks = start_ranks()
     micro_batch(config, ranks.world)
     with ExitStack() as stack:
         _lock(stack, _run_dir(config), ranks)
-        _train_and_report(config, source, ranks)
+        _train_and_report(config, source, held_out, ranks)
 
 
 def _lock(stack: ExitStack, run_dir: Path, ranks: Ranks) -> None:
@@ -69,32 +74,36 @@ def _latest(run_dir: Path, ranks: Ranks) -> checkpoint.Checkpoint | None:
     return found
 
 
-def _train_and_report(config: Config, source: Source, ranks: Ranks) -> None:
+def _train_and_report(config: Config, source: Source, held_out: Source | None, ranks: Ranks) -> None:
     run_dir = _run_dir(config)
     data = source.fingerprint() if ranks.is_main else None  # rank 0 writes checkpoints and warnings
     resumed = _latest(run_dir, ranks)
     if resumed:
         check_resumable(resumed, config)
     policy = choose_policy(config, ranks.device)
-    original = build_frozen(config)
+    parts = read_frozen(config)
+    weights = None if parts is None else record(parts)
+    if resumed:
+        demand_same_file(resumed.state.get("weights"), weights)
+    original = build_frozen(config, parts)
     frozen = None if original is None else prepare_frozen(original, policy)
 
     boundaries = resumed.state["boundaries"] if resumed else _boundaries(config, frozen, source, ranks)
     task: Task = (
-        Pretraining(config, policy)
+        Pretraining(config, policy, _pixels(held_out, config) if ranks.is_main else None)
         if config.task == "diffusion"
-        else Representation(config, policy, frozen, boundaries, start=original)
+        else Representation(config, policy, frozen, boundaries, parts, start=original)
     )
     state = {
         "config": config.to_dict(),
         "boundaries": boundaries,
         "data": data,
-        "weights": _weights_sha256(config),
+        "weights": weights,
     }
     if ranks.is_main:
         (run_dir / "config.json").write_text(dump(config))
         screen.block(
-            _rows(config, source, ranks, policy, resumed, boundaries),
+            _rows(config, source, ranks, policy, resumed, boundaries, parts),
             "DiffSiam" if frozen is not None else "training",
         )
         for text in cautions(config):
@@ -114,6 +123,13 @@ def _train_and_report(config: Config, source: Source, ranks: Ranks) -> None:
     if config.report.factors and isinstance(average, DiffSiam):
         rooms.after(average, run_dir, config)
     screen.line(f"done: {run_dir}/checkpoints, metrics.jsonl" + (", grids/" if config.log.grid_every else ""))
+
+
+def _pixels(held_out: Source | None, config: Config) -> Tensor | None:
+    """All images that are held out, uint8 (N, px, px, 3)."""
+    return (
+        None if held_out is None else torch.from_numpy(fetch(held_out, config.data.px, range(len(held_out))))
+    )
 
 
 def _run_dir(config: Config) -> Path:
@@ -148,13 +164,6 @@ def _boundaries(config: Config, frozen: UNet | None, source: Source, ranks: Rank
     return ranks.broadcast(torch.tensor(boundaries, device=ranks.device)).tolist()
 
 
-def _weights_sha256(config: Config) -> str | None:
-    weights = config.frozen.weights
-    return (
-        sha256_of(weights_path(weights)) if config.needs_frozen and weights not in (None, "random") else None
-    )
-
-
 def _rows(
     config: Config,
     source: Source,
@@ -162,6 +171,7 @@ def _rows(
     policy: Policy,
     resumed: checkpoint.Checkpoint | None,
     boundaries: list[int] | None,
+    parts: Parts | None,
 ) -> list[tuple[str, str]]:
     """What will run, for the screen."""
     cuda = ranks.device.type == "cuda"
@@ -193,7 +203,8 @@ def _rows(
         ("run", str(_run_dir(config))),
     ]
     if config.needs_frozen:
-        rows.insert(2, ("frozen model", str(config.frozen.weights)))
+        described = "" if parts is None else f", {parts.describe()}"
+        rows.insert(2, ("frozen model", f"{config.frozen.weights}{described}"))
     if boundaries is not None:
         rows.insert(
             3, ("subsets", f"{config.subsets.n}, boundaries at t = {', '.join(map(str, boundaries))}")

@@ -13,15 +13,18 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from diffsiam.evaluation.held_out import held_out_loss
 from diffsiam.evaluation.swap import causal_effect
 from diffsiam.objective import DiffSiam, Diffusion, Losses
 from diffsiam.unet import UNet
-from diffsiam.weights import save_unet
+from diffsiam.weights import Parts, save_unet
 from engine.build import build_diffusion, build_model, build_schedule, build_subsets
 from engine.config import Config
 from engine.metrics import Metrics, Record, feature_std
+from engine.published import image_contract
 from engine.report.grids import reconstruction_grid, sample_grid
 from engine.step import Policy
+from kernels.noise_jump.ref import to_unit_range
 
 Batch = Mapping[str, Tensor]
 BANDS = 10  # of the time axis, for the loss by timestep
@@ -67,6 +70,7 @@ class Representation:
     Args:
         frozen: the diffusion model as it runs.
         boundaries: of the subsets, measured for choice "profile".
+        parts: what the file of ``frozen.weights`` holds.
         start: the diffusion model in float32, see :func:`engine.build.build_model`.
     """
 
@@ -76,16 +80,18 @@ class Representation:
         policy: Policy,
         frozen: UNet | None,
         boundaries: list[int] | None,
+        parts: Parts | None = None,
         start: UNet | None = None,
     ):
-        self.config, self.policy, self.frozen, self.start = config, policy, frozen, start
+        self.config, self.policy, self.frozen = config, policy, frozen
+        self.parts, self.start = parts, start
         self.schedule = build_schedule(config).to(policy.device)
         self.subsets = build_subsets(config, boundaries)
         self.views = config.simsiam.weight > 0
         self.headline: tuple[str, ...] = ("loss", "reduction", *(("simsiam",) if self.views else ()))
 
     def build(self) -> DiffSiam:
-        return build_model(self.config, self.frozen, self.schedule, self.subsets, self.start)
+        return build_model(self.config, self.frozen, self.schedule, self.subsets, self.parts, self.start)
 
     def loss(self, forward: Callable[..., Losses], batch: Batch, metrics: Metrics | None = None) -> Tensor:
         out = forward(
@@ -181,8 +187,8 @@ class Pretraining:
     views = False
     headline: tuple[str, ...] = ("loss",)
 
-    def __init__(self, config: Config, policy: Policy):
-        self.config, self.policy = config, policy
+    def __init__(self, config: Config, policy: Policy, held_out: Tensor | None = None):
+        self.config, self.policy, self.held_out = config, policy, held_out
         self.schedule = build_schedule(config).to(policy.device)
 
     def build(self) -> nn.Module:
@@ -202,7 +208,7 @@ class Pretraining:
         return {}
 
     def draw(self, average: nn.Module, images: Tensor, path: Path) -> Record:
-        """DDIM samples of the averaged model, from the same noise every time."""
+        """DDIM samples of the averaged model, from the same noise every time; returns its held-out loss."""
         assert isinstance(average, Diffusion)
         with self.policy.autocasting():
             sample_grid(
@@ -213,9 +219,16 @@ class Pretraining:
                 self.config.seed,
                 SAMPLING_MOVES,
             ).save(path)
-        return {}
+            return self._held_out_loss(average.unet)
+
+    def _held_out_loss(self, unet: UNet) -> Record:
+        if self.held_out is None:
+            return {}
+        images = to_unit_range(self.held_out.to(self.policy.device))
+        bands = held_out_loss(unet, self.schedule, images, self.config.seed, BANDS)
+        return {"held_out_loss": float(bands.mean()), "held_out_loss_by_time": bands.tolist()}
 
     def export(self, average: nn.Module, run_dir: Path) -> None:
         """``unet.safetensors``: the averaged weights, ready for ``frozen.weights``."""
         assert isinstance(average, Diffusion)
-        save_unet(average.unet, run_dir / "unet.safetensors")
+        save_unet(average.unet, run_dir / "unet.safetensors", contract=image_contract(self.config))

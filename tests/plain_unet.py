@@ -6,13 +6,14 @@ An oracle for tests, in float64 and elementary operations: no module, no fused c
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 State = Mapping[str, Tensor]
+Heads = int | Callable[[int], int]  # their number, or a rule from the channels
 
 
 def linear(state: State, name: str, x: Tensor) -> Tensor:
@@ -65,9 +66,10 @@ def res_block(
     return skip + h
 
 
-def attention(state: State, name: str, x: Tensor, heads: int, new_order: bool = False) -> Tensor:
+def attention(state: State, name: str, x: Tensor, heads: Heads, new_order: bool = False) -> Tensor:
     """Self-attention, one head of one image at a time; ``new_order``: q, k, v of all heads lie together."""
     batch, channels, height, width = x.shape
+    heads = heads(channels) if callable(heads) else heads
     flat = norm(state, f"{name}.norm", x).flatten(2)
     qkv = state[f"{name}.qkv.weight"].double()[:, :, 0] @ flat + state[f"{name}.qkv.bias"].double()[:, None]
     size, mixed = channels // heads, torch.empty_like(flat)
@@ -89,7 +91,7 @@ def attention(state: State, name: str, x: Tensor, heads: int, new_order: bool = 
 
 
 def encode(
-    state: State, levels: int, blocks: int, heads: int, x: Tensor, t: Tensor
+    state: State, levels: int, blocks: int, heads: Heads, x: Tensor, t: Tensor
 ) -> tuple[list[Tensor], Tensor]:
     """Outputs of all input blocks, finest first, and the time embedding."""
     half = state["time_embed.0.weight"].shape[1] // 2
@@ -111,7 +113,7 @@ def decode(
     state: State,
     levels: int,
     blocks: int,
-    heads: int,
+    heads: Heads,
     skips: list[Tensor],
     time: Tensor,
     z: Tensor | None = None,

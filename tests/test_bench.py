@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import bench.step
+import diffsiam.layers
 from bench import rivals
 from bench.gate import Gate, comparable, compare, compare_rounded, take_gradients, wake
 from bench.step import (
@@ -274,3 +275,13 @@ def test_a_red_gate_is_exit_code_1_and_json_is_all_that_is_printed(tmp_path, mon
     assert bench.step.main(["--config", str(path), "--json"]) == 1
     assert json.loads(capsys.readouterr().out) == red
     assert bench.step.main(["--config", "missing.json"]) == 2
+
+
+def test_the_published_step_never_runs_an_operation_of_ours(tmp_path, monkeypatch):
+    def ours(*_, **__):
+        raise AssertionError("adagn_silu ran")
+
+    setting = config(tmp_path)
+    published, batch = build_published(setting, CPU), make_batch(setting, CPU)
+    monkeypatch.setattr(diffsiam.layers, "adagn_silu", ours)
+    assert published_gradients(published, batch, setting.seed)[0].isfinite()

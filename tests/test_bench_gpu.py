@@ -125,9 +125,11 @@ def test_a_contender_that_breaks_takes_no_other_with_it(untimed):
     assert bench.kernels.failures([row]) == [
         "small adagn_silu 2 x 32 x 8² time+z trained, kernel: RuntimeError: no kernel image"
     ]
-    sums = bench.kernels.per_step([row])["small"]
-    assert sums["kernel"] == {"ms": 0.0, "timed": 0, "of": 3}
-    assert sums["eager"] == {"ms": pytest.approx(0.006), "timed": 3, "of": 3}
+    (total,) = bench.kernels.per_step([row])
+    assert (total["count"], total["least"]) == (3, 3 * contest.traffic.least)
+    assert "kernel" not in total
+    assert total["eager"] == {"ms": pytest.approx(0.006), "timed": 3}
+    assert "| 0.000 (0 runs) | 0.006 | 0.006 |" in bench.kernels.tables([row], 3e12)
     assert "| error | 2.0 | 2.0 |" in bench.kernels.tables([row], 3e12)
 
 

@@ -35,7 +35,7 @@ class TestNoiseJump:
         assert x[0, :, 2, 3].tolist() == pytest.approx([-1, -0.6, 1], abs=1e-7)
         assert x[0, 0, 2, 3] == -1
         assert x[0, 2, 2, 3] == 1
-        assert torch.allclose(x[1, 2].double(), x_0[1, :, :, 2] / 127.5 - 1.0, rtol=0, atol=2e-7)
+        assert torch.allclose(x[1, 2].double(), x_0[1, :, :, 2].double() / 127.5 - 1, rtol=0, atol=2e-7)
         assert x.is_contiguous(memory_format=torch.channels_last)
 
     def test_float_images_pass_as_they_are(self):

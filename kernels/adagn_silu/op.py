@@ -14,8 +14,8 @@ from kernels.tensors import INDEX_LIMIT, is_channels_last, require, require_toge
 
 NAME = "adagn_silu"
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
-WARPS = 8
-TILE = 2048  # elements of a tile, 8 a thread: one 128-bit access in bfloat16
+WARPS = 4
+TILE = 2048  # elements of a tile, 16 a thread: two 128-bit accesses in bfloat16
 WIDEST = 64  # channels of a tile
 MOST_TILES = 8  # per program
 STAGES = 3  # tiles on their way from memory

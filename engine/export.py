@@ -1,0 +1,142 @@
+"""A finished run as a folder that others can use: averaged networks, subsets, schedule, and a card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from diffsiam.encoder import EncoderConfig
+from diffsiam.model import load_model, subsets_to_dict
+from diffsiam.weights import Parts, WeightsError, read_parts
+from diffsiam.weights.exported import DESCRIPTION, write_export
+from diffsiam.weights.keys import without_prefix
+from engine import checkpoint
+from engine.build import build_subsets, unet_config
+from engine.checkpoint import Checkpoint
+from engine.config import Config
+from engine.config_file import from_dict
+from engine.errors import UsageError
+from engine.published import demand_same_file, image_contract, read_frozen, record
+
+TEMPLATE = Path(__file__).resolve().parent / "assets" / "model_card.md"
+
+
+def export_run(run_dir: Path, out: Path, with_frozen: bool = True) -> dict[str, Any]:
+    """Write the newest checkpoint's averages of a run as a folder for :func:`diffsiam.load`.
+
+    Args:
+        run_dir: of a training of the representation.
+        out: must not exist.
+        with_frozen: include the diffusion model; without it the folder is slim, and says by file and sha256
+            which one is needed to reconstruct.
+
+    Returns:
+        model.json.
+
+    Raises:
+        UsageError: there is no checkpoint, it is of another task, ``out`` exists, or the frozen model of the
+            run is not where it was or not what it was.
+        CheckpointError: no checkpoint is valid.
+    """
+    found = checkpoint.latest(run_dir)
+    if found is None:
+        raise UsageError(f"{run_dir}: no checkpoint there; give the directory of a run")
+    config = from_dict(found.state["config"])
+    if config.task != "diffsiam":
+        raise UsageError(f"{run_dir}: trained a diffusion model; {run_dir}/unet.safetensors is its export")
+    parts = _parts(found, config, with_frozen)
+    provenance = _provenance(found, run_dir)
+    extras = {
+        "subsets": subsets_to_dict(build_subsets(config, found.state["boundaries"])),
+        "schedule": {**config.schedule.model_dump(), "gamma": config.loss.gamma},
+        "frozen": found.state["weights"],
+    }
+    try:
+        write_export(out, parts, provenance, card(parts, config, provenance, extras), extras)
+        read_parts(out)  # what cannot be read again is no export
+    except (WeightsError, OSError) as error:
+        raise UsageError(f"export: {error}") from error
+    return json.loads((out / DESCRIPTION).read_text())
+
+
+def add_onnx(folder: Path) -> float:
+    """Write ``encoder.onnx`` into an exported folder; returns its largest relative difference from torch.
+
+    Raises:
+        UsageError: the extra is not installed, or onnxruntime computes something else.
+    """
+    from diffsiam.onnx_encoder import ParityError, export_onnx
+
+    try:
+        return export_onnx(load_model(folder), folder / "encoder.onnx")
+    except ModuleNotFoundError as error:
+        raise UsageError(f"--onnx: {error.name} is not installed; pip install 'diffsiam[onnx]'") from error
+    except (ParityError, ValueError) as error:
+        raise UsageError(f"--onnx: {error}") from error
+
+
+def _parts(found: Checkpoint, config: Config, with_frozen: bool) -> Parts:
+    average: Mapping[str, Tensor] = found.load("ema")
+    e = config.encoder
+    parts = Parts(
+        found.path,
+        found.path,
+        "diffsiam",
+        encoder=without_prefix(average, "encoder."),
+        encoder_config=EncoderConfig(e.arch, config.data.px, e.width, e.dim),
+        decoder=without_prefix(average, "decoder.") or None,
+        contract=image_contract(config),
+    )
+    if not config.needs_frozen:
+        return parts
+    frozen = read_frozen(config)
+    if frozen is None:  # random weights, for trials: there is nothing to include
+        return replace(parts, config=unet_config(config))
+    demand_same_file(found.state["weights"], record(frozen))
+    return replace(parts, config=frozen.config, unet=frozen.unet if with_frozen else None)
+
+
+def _provenance(found: Checkpoint, run_dir: Path) -> dict[str, Any]:
+    manifest = json.loads((found.path / "manifest.json").read_text())
+    return {
+        "run": run_dir.name,
+        "step": found.step,
+        "config_hash": found.config_hash,
+        "data_fingerprint": found.state["data"],
+        "versions": manifest.get("versions", {}),
+        "config": found.state["config"],
+    }
+
+
+def card(parts: Parts, config: Config, provenance: Mapping[str, Any], extras: Mapping[str, Any]) -> str:
+    """The model card, from what the run recorded."""
+    frozen, subsets = extras["frozen"] or {}, extras["subsets"]
+    n = len(subsets["ends"])
+    source = frozen.get("file", config.frozen.weights if config.needs_frozen else "none (SimSiam alone)")
+    return TEMPLATE.read_text().format(
+        run=provenance["run"],
+        step=provenance["step"],
+        batch=config.train.batch_size,
+        method=config.method,
+        data=f"{config.data.source}, {config.data.px} px, fingerprint {provenance['data_fingerprint'][:12]}",
+        encoder=f"{config.encoder.arch}, d = {config.encoder.dim}",
+        subsets=f"{n} of z, choice {subsets['choice']}, mask {subsets['mask']}, detach {subsets['detach']}",
+        frozen=f"{source}" + (f", sha256 {frozen['sha256']}" if frozen else ""),
+        images=parts.contract.describe(),
+        versions=", ".join(f"{name} {version}" for name, version in provenance["versions"].items()),
+        config_hash=provenance["config_hash"],
+        reconstructs=_reconstructs(parts),
+    )
+
+
+def _reconstructs(parts: Parts) -> str:
+    if parts.decoder is None:
+        return "No decoder was trained: `encode` is all there is."
+    if parts.unet is None:
+        return 'The diffusion model is not included: `diffsiam.load(path, frozen="FILE")` reconstructs.'
+    return "`model.reconstruct(images, z=edited)` gives images back, guided by z or by an edited z."
