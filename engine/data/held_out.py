@@ -21,7 +21,7 @@ class Part:
 
     def __init__(self, whole: Source, indices: np.ndarray, what: str):
         self.whole, self.indices, self.what = whole, indices, what
-        self.name, self.encoded = whole.name, whole.encoded
+        self.name, self.encoded, self.px = whole.name, whole.encoded, whole.px
 
     @property
     def classes(self) -> list[str]:
