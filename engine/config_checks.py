@@ -59,10 +59,11 @@ def micro_batch(config: Config, world: int) -> int:
             f"train.batch_size = {batch} (global) cannot be shared by {world} ranks x train.accumulation = "
             f"{accumulation}; use {choices}, or another number of ranks"
         )
-    if batch == accumulation and config.task == "diffsiam" and config.simsiam.weight > 0:
+    norms = config.simsiam.weight > 0 or config.encoder.norm == "batch"
+    if batch == accumulation and config.task == "diffsiam" and norms:
         raise UsageError(
-            "train.batch_size = train.accumulation leaves one image per pass, and SimSiam's batch norms need "
-            "two; use a larger train.batch_size or simsiam.weight=0"
+            "train.batch_size = train.accumulation leaves one image per pass, and batch norm (of SimSiam, of "
+            "encoder.norm) needs two; use a larger train.batch_size, or simsiam.weight=0 encoder.norm=none"
         )
     return batch // parts
 

@@ -64,13 +64,15 @@ def test_an_impossible_combination_is_refused(overrides, reason, tmp_path):
     assert reason in refusal(write(tmp_path, ROOMS), *overrides)
 
 
-def test_one_image_is_no_batch_for_simsiam(tmp_path):
+def test_one_image_is_no_batch_for_batch_norm(tmp_path):
     alone = ["train.batch_size=4", "train.accumulation=4"]
     with pytest.raises(UsageError, match="one image per pass"):
         micro_batch(rooms(tmp_path, *alone), world=1)
     without = ["simsiam.weight=0", "loss.weight=1", "frozen.weights=random", "frozen.base_channels=32"]
     shape = ["frozen.channel_mult=[1]", "frozen.blocks=1", "frozen.attention=[]"]
     assert micro_batch(rooms(tmp_path, *alone, *without, *shape), world=1) == 1
+    with pytest.raises(UsageError, match="one image per pass"):
+        micro_batch(rooms(tmp_path, *alone, *without, *shape, "encoder.norm=batch"), world=1)
 
 
 def test_an_encoder_without_a_width_is_not_asked_for_one(tmp_path):
