@@ -32,7 +32,7 @@ def built(config: Config, monkeypatch: pytest.MonkeyPatch) -> Representation:
     monkeypatch.setattr(run, "choose_policy", lambda *_: policy)
     monkeypatch.setattr(run, "train", lambda config, task, *_: tasks.append(task))
     source = images_of(config)
-    run._train_and_report(config, source, Ranks(0, 1, CPU))
+    run._train_and_report(config, source, None, Ranks(0, 1, CPU))
     return tasks[0]
 
 
