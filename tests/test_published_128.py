@@ -6,6 +6,7 @@ layer of PDAE's own encoder, in whose place the pair has the thesis' ResNet-10.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -66,14 +67,16 @@ def pair(path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_it_loads_trains_two_steps_exports_and_reloads_bit_by_bit(tmp_path, one_rank, monkeypatch, capsys):
+def test_it_loads_trains_two_steps_exports_and_reloads_bit_by_bit(tmp_path, one_rank, monkeypatch):
     monkeypatch.setattr(
         Representation, "draw", lambda *_: {}
     )  # sheets of samples cost more than all the rest
     source = pair(tmp_path / "checkpoint.pt")
     config = write_config(tmp_path / "ffhq128.json", CONFIG)
     run(load(config, [f"run.dir={tmp_path / 'run'}", f"frozen.weights={source}"]))
-    assert "pdae pair: diffusion model, decoder, encoder" in " ".join(capsys.readouterr().out.split())
+    state = json.loads((tmp_path / "run" / "checkpoints" / "step_00000002" / "state.json").read_text())
+    assert state["weights"]["format"] == "pdae pair"
+    assert state["weights"]["architecture"]["channel_mult"] == [1, 1, 2, 3, 4]
 
     export_run(tmp_path / "run", tmp_path / "exported")
     model, saved = diffsiam.load(tmp_path / "exported"), tensors(tmp_path / "run", 2)

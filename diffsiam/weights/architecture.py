@@ -131,6 +131,16 @@ def _infer_pdae_encoder(state: State) -> EncoderConfig:
     raise WeightsError(f"no encoder known here: its first key is {next(iter(state), None)}")
 
 
+def demand_plausible(config: UNetConfig, tensors: int) -> None:
+    """Refuse a stated architecture of more blocks than there are tensors before anything counts up to them.
+
+    Raises:
+        WeightsError: it is one.
+    """
+    if len(config.channel_mult) * config.blocks > tensors:
+        raise WeightsError(f"has {tensors} tensors, fewer than its stated architecture has blocks")
+
+
 def unet_to_dict(config: UNetConfig) -> dict[str, Any]:
     """A U-Net's architecture for JSON."""
     return asdict(config)

@@ -13,6 +13,7 @@ from diffsiam.decoder import Decoder
 from diffsiam.encoder import EncoderConfig
 from diffsiam.simsiam import SimSiam
 from diffsiam.unet import UNet, UNetConfig
+from diffsiam.weights.architecture import demand_plausible
 from diffsiam.weights.contract import ImageContract
 from diffsiam.weights.errors import WeightsError
 from diffsiam.weights.states import demand
@@ -65,8 +66,7 @@ class Parts:
                 encoder than in the decoder.
         """
         if self.unet is not None:
-            if len(self.architecture.channel_mult) * self.architecture.blocks > len(self.unet):
-                raise WeightsError("has fewer tensors than its architecture has blocks")
+            demand_plausible(self.architecture, len(self.unet))
             demand(self.unet, UNet, self.architecture)
         if self.decoder is not None:
             label = self.decoder.get("label_emb.weight")

@@ -15,7 +15,7 @@ import torch
 
 from diffsiam.attention import head_count
 from diffsiam.unet import UNet, UNetConfig
-from diffsiam.weights.architecture import Assumed
+from diffsiam.weights.architecture import Assumed, demand_plausible
 from diffsiam.weights.contract import ImageContract
 from diffsiam.weights.errors import WeightsError
 from diffsiam.weights.files import Content, read_json
@@ -94,6 +94,7 @@ def parts(content: Content, assumed: Assumed) -> Parts:
             "is of diffusers, whose architecture is in config.json: give the folder that holds both"
         )
     config = config_from(stated)
+    demand_plausible(config, len(content.tree))
     for name, value in assumed.given().items():
         if name == "dropout":
             config = UNetConfig(**{**vars(config), "dropout": value})
