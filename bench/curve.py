@@ -18,12 +18,11 @@ from torch import Tensor
 
 from bench.gate import SMALL_LOSS
 from bench.report import markdown
-from bench.step import Batch, Ours, config_for, parse
-from engine import screen
+from bench.step import Batch, Ours, parse, with_ranks
 from engine.config import Config
 from engine.data.rooms import Rooms
 from engine.errors import UsageError
-from engine.parallel import Ranks, start_ranks, stop_ranks
+from engine.parallel import Ranks
 from engine.step import choose_policy
 
 FIRST, LAST = 10, 50  # steps compared one by one, and steps whose means are compared
@@ -105,14 +104,8 @@ def main(arguments: list[str]) -> int:
     own.add_argument("--out", type=Path, help="JSON file")
     mine, others = own.parse_known_args(arguments)
     options = parse(others)
-    screen.quiet_libraries()
     try:
-        config = config_for(options)
-        ranks = start_ranks()
-        try:
-            report = bench(config, ranks, options.steps)
-        finally:
-            stop_ranks()
+        report = with_ranks(options, lambda config, ranks: bench(config, ranks, options.steps))
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

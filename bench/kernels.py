@@ -204,7 +204,7 @@ def _sum_cells(total: Row, bandwidth: float | None) -> list[str]:
     for name in CONTENDERS:
         spent = total.get(name, {"ms": 0.0, "timed": 0})
         partly = "" if spent["timed"] == total["count"] else f" ({spent['timed']} runs)"
-        cells.append(f"{spent['ms']:.3f}{partly}")
+        cells.append(f"{spent['ms']:.3f}{partly}" if spent["timed"] else "not timed")
     return cells
 
 

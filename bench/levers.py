@@ -28,17 +28,16 @@ from bench.step import (
     Batch,
     Ours,
     build_published,
-    config_for,
     make_batch,
     parse,
     published_gradients,
     race,
     timed,
+    with_ranks,
 )
-from engine import screen
 from engine.config import Config
 from engine.errors import UsageError
-from engine.parallel import Ranks, start_ranks, stop_ranks
+from engine.parallel import Ranks
 from engine.step import Policy, choose_policy
 from kernels.backend import set_backend
 
@@ -248,16 +247,11 @@ def main(arguments: list[str]) -> int:
     own.add_argument("--out", type=Path, help="JSON file")
     mine, others = own.parse_known_args(arguments)
     options = parse(others)
-    screen.quiet_libraries()
     try:
-        config = config_for(options)
-        if options.threads:
-            torch.set_num_threads(options.threads)
-        ranks = start_ranks()
-        try:
-            report = bench(config, ranks, options.steps, mine.budget, mine.compile_only)
-        finally:
-            stop_ranks()
+        report = with_ranks(
+            options,
+            lambda config, ranks: bench(config, ranks, options.steps, mine.budget, mine.compile_only),
+        )
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -47,6 +47,7 @@ BLOCK = 5  # steps in a row before the other takes its turn
 WARM_UP = {"cpu": 2, "cuda": 20}
 
 Batch = dict[str, Tensor]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,9 @@ class Ours:
 
     def __init__(self, config: Config, ranks: Ranks, policy: Policy):
         self.config, self.steps = config, 0
-        frozen = build_frozen(config)
-        if frozen is not None:
-            wake(frozen)
-            frozen = prepare_frozen(frozen, policy)
-        self.task = Representation(config, policy, frozen, boundaries(config))
+        original = build_frozen(config)
+        frozen = None if original is None else prepare_frozen(wake(original), policy)
+        self.task = Representation(config, policy, frozen, boundaries(config), start=original)
         module = prepare_trainable(wake(self.task.build()), policy)
         self.trainer = build_trainer(config, module, ranks, policy)
         buffers = self.trainer.module.named_buffers()
@@ -292,19 +291,28 @@ def _lacks_weights(path: Path) -> bool:
     return isinstance(frozen, dict) and frozen.get("weights") is None
 
 
+def with_ranks(options: argparse.Namespace, job: Callable[[Config, Ranks], T]) -> T:
+    """``job`` with the config that the options name, as the only rank.
+
+    Raises:
+        UsageError: the config or an option is not possible.
+    """
+    screen.quiet_libraries()
+    config = config_for(options)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    ranks = start_ranks()
+    try:
+        return job(config, ranks)
+    finally:
+        stop_ranks()
+
+
 def main(arguments: list[str]) -> int:
     """Run and return the exit code: 0 timed, 1 the gate is red, 2 usage."""
     options = parse(arguments)
-    screen.quiet_libraries()
     try:
-        config = config_for(options)
-        if options.threads:
-            torch.set_num_threads(options.threads)
-        ranks = start_ranks()
-        try:
-            report = bench(config, options.steps, ranks)
-        finally:
-            stop_ranks()
+        report = with_ranks(options, lambda config, ranks: bench(config, options.steps, ranks))
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -37,6 +37,9 @@ class Assumed:
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
+NOTHING_ASSUMED = Assumed()
+
+
 def infer_config(state: State, heads: int = 1, dropout: float = 0.0, **more: Any) -> UNetConfig:
     """The architecture of a U-Net with guided diffusion's keys.
 

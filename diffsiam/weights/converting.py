@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from diffsiam.subsets import balanced_ends
-from diffsiam.weights.architecture import Assumed, unet_to_dict
+from diffsiam.weights.architecture import NOTHING_ASSUMED, Assumed, unet_to_dict
 from diffsiam.weights.contract import ImageContract
 from diffsiam.weights.errors import WeightsError
 from diffsiam.weights.exported import write_export
@@ -30,7 +30,7 @@ def convert(
     source: Path,
     out: Path,
     to: str = "native",
-    assumed: Assumed = Assumed(),  # noqa: B008 (frozen)
+    assumed: Assumed = NOTHING_ASSUMED,
     isolated: bool = False,
     subsets: int | None = None,
 ) -> Written:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffsiam.unet import UNet
-from diffsiam.weights.architecture import Assumed
+from diffsiam.weights.architecture import NOTHING_ASSUMED, Assumed
 from diffsiam.weights.exported import is_export, read_export
 from diffsiam.weights.files import read, refusals
 from diffsiam.weights.formats import recognise
@@ -13,7 +13,7 @@ from diffsiam.weights.parts import Parts
 from diffsiam.weights.states import filled
 
 
-def read_parts(path: Path, assumed: Assumed = Assumed()) -> Parts:  # noqa: B008 (frozen)
+def read_parts(path: Path, assumed: Assumed = NOTHING_ASSUMED) -> Parts:
     """The networks of a published file: recognised by content, every tensor compared with its architecture.
 
     Args:
