@@ -27,15 +27,15 @@ from engine.export import export_run
 ARCHITECTURE = UNetConfig(16, (1, 2), blocks=1, attention=(2,))
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    """A finished run of two steps on a frozen model in a file."""
+@pytest.fixture(scope="module", params=["none", "batch"])
+def run(request, tmp_path_factory) -> Path:
+    """A finished run of two steps on a frozen model in a file, without and with normalised features."""
     directory = tmp_path_factory.mktemp("runs")
     contract = ImageContract(px=16, steps=1000, beta_start=1e-4, beta_end=0.02)
     save_unet(awake(UNet(ARCHITECTURE)), directory / "unet.safetensors", contract=contract)
-    config = write_config(
-        directory / "tiny.json", TINY | {"frozen": {"weights": str(directory / "unet.safetensors")}}
-    )
+    encoder = TINY["encoder"] | {"norm": request.param}
+    frozen = {"weights": str(directory / "unet.safetensors")}
+    config = write_config(directory / "tiny.json", TINY | {"encoder": encoder, "frozen": frozen})
     finish(start(["--config", str(config), f"run.dir={directory / 'run'}", "train.steps=2"]))
     return directory / "run"
 
@@ -178,7 +178,8 @@ class TestWithoutTheDiffusionModel:
 
 
 def test_the_exported_folder_starts_another_run_as_its_diffusion_model(folder, run, tmp_path):
-    config = write_config(tmp_path / "tiny.json", TINY | {"frozen": {"weights": str(folder)}})
+    same = json.loads((run.parent / "tiny.json").read_text())
+    config = write_config(tmp_path / "tiny.json", same | {"frozen": {"weights": str(folder)}})
     goes_on = ["encoder.init=weights", "decoder.init=weights"]
     finish(
         start(

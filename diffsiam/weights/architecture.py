@@ -124,13 +124,20 @@ def infer_encoder(state: State) -> EncoderConfig:
         raise WeightsError(f"no encoder known here: {kind} blocks {depths}, a {kernel}x{kernel} stem")
     pooled = width * (32 if kind == "bottleneck" else 8)
     dim = state["fc.weight"].shape[0] if "fc.weight" in state else pooled
-    return EncoderConfig(arch, None, width, dim, "cifar" if kernel == 3 else "imagenet")
+    stem, norm = "cifar" if kernel == 3 else "imagenet", _norm_after("norm", state)
+    return EncoderConfig(arch, None, width, dim, stem, norm)
+
+
+def _norm_after(name: str, state: State) -> str:
+    """``encoder.norm`` of an encoder whose last module is called ``name``."""
+    return "batch" if f"{name}.running_mean" in state else "none"
 
 
 def _infer_pdae_encoder(state: State) -> EncoderConfig:
     for px, last in ((64, 14), (128, 17)):
         if (linear := state.get(f"{last}.weight")) is not None and linear.dim() == 2:
-            return EncoderConfig("pdae", px, PDAEEncoder.WIDTHS[px][0], linear.shape[0])
+            width, norm = PDAEEncoder.WIDTHS[px][0], _norm_after(str(last + 1), state)
+            return EncoderConfig("pdae", px, width, linear.shape[0], norm=norm)
     raise WeightsError(f"no encoder known here: its first key is {next(iter(state), None)}")
 
 
