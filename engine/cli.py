@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from engine.edit.commands import register
 from engine.errors import CheckpointError, DataError, NumericsError, UsageError
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Commands(TyperGroup):
 app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 config_app = typer.Typer(no_args_is_help=True, help="Look at configs.")
 app.add_typer(config_app, name="config")
+register(app)
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="Keys to override.")]
 

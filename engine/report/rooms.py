@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,6 +37,7 @@ from engine.config import Config
 from engine.config_file import config_hash
 from engine.data.rooms import FACTORS, LEVELS, VERSION, Rooms
 from engine.oracle import load_oracle
+from engine.plain_json import write_json
 from engine.report import verdict
 from engine.report.verdict import Arm
 from engine.sheet import save, sheet
@@ -99,7 +99,7 @@ def before(frozen: UNet, schedule: Schedule, px: int, run_dir: Path) -> Profile:
 
     _show_profile(profile)
     report = _report_dir(run_dir)
-    _write(report / "profile.json", {"rooms": VERSION, "px": px, "factors": NAMES, **asdict(profile)})
+    write_json(report / "profile.json", {"rooms": VERSION, "px": px, "factors": NAMES, **asdict(profile)})
     save(
         sheet(
             torch.stack(shown, dim=1).cpu().numpy(),
@@ -155,7 +155,7 @@ def after(model: DiffSiam, run_dir: Path, config: Config, pairs: int = 64, moves
     }
 
     report = _report_dir(run_dir)
-    _write(report / "evaluation.json", record)
+    write_json(report / "evaluation.json", record)
     screen.line(f"Rooms: {record['verdict']}")
     screen.table(*verdict.comparison(arms), "Measured on held-out rooms")
     screen.line(f"full z (PDAE): {source}")
@@ -321,18 +321,3 @@ def _report_dir(run_dir: Path) -> Path:
     path = run_dir / "report"
     path.mkdir(parents=True, exist_ok=True)
     return path
-
-
-def _write(path: Path, record: dict[str, Any]) -> None:
-    """JSON with arrays as lists and with null for what is not a number."""
-    path.write_text(json.dumps(_plain(record), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
-    return None if isinstance(value, float) and not np.isfinite(value) else value
