@@ -47,8 +47,8 @@ def sheet(
 
     scale = scale or -(-SMALLEST_TILE // width)
     tile_w, tile_h = width * scale, height * scale
-    font = _font(max(12, min(20, tile_w // 7)))
-    headline = _font(font.size * 1.4)
+    font = text_font(max(12, min(20, tile_w // 7)))
+    headline = text_font(font.size * 1.4)
     heads = [_wrap(text, font, tile_w) for text in column_titles]
     pitch_x = max([tile_w, *(_size(head, font)[0] for head in heads)]) + GAP
     pitch_y = tile_h + GAP
@@ -92,7 +92,8 @@ def save(image: Image.Image, path: Path | str) -> Path:
     return path
 
 
-def _font(size: float) -> ImageFont.FreeTypeFont:
+def text_font(size: float) -> ImageFont.FreeTypeFont:
+    """The font of all titles, ``size`` in pixels."""
     font = ImageFont.load_default(size)
     if not isinstance(font, ImageFont.FreeTypeFont):
         raise RuntimeError("this Pillow is built without FreeType and cannot draw titles")

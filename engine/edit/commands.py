@@ -50,7 +50,7 @@ Pairs = Annotated[int, typer.Option(help="Pairs of images where none is named.",
 
 def register(app: typer.Typer) -> None:
     """Add the commands to ``app``."""
-    for command in (counterfactual, interpolate):
+    for command in (counterfactual, interpolate, manipulate, lost_attributes, inspect_model):
         app.command()(command)
 
 
@@ -126,6 +126,111 @@ def interpolate(
         runs, image or [], data, pairs, scales, fixed_x_t, recipe, precision, batch, seed, out
     )
     mixing.interpolation(asked, trajectory)
+
+
+def manipulate(
+    runs: Runs,
+    image: Image = None,
+    attribute: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--attribute",
+            "-a",
+            help="Of Rooms: FACTOR (its upper half) or FACTOR=VALUE; of a file: a column.",
+        ),
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="CSV of image and attributes, or CelebA's list_attr_celeba.txt.")
+    ] = None,
+    data: Data = None,
+    dims: Annotated[str, typer.Option(help='d\', the dimensions that ProbMask keeps, or "all".')] = "all",
+    published: Annotated[
+        bool, typer.Option("--published", help="ProbMask as published: a drawn mask and no refit.")
+    ] = False,
+    scales: Annotated[str, typer.Option(help="Numbers or fractions, below 0 for less.")] = "-1,-1/2,1/2,1",
+    unit: Annotated[
+        Literal["thesis", "code"],
+        typer.Option(help="thesis: lambda sigma w/|w|; code: times the square root of d."),
+    ] = "code",
+    samples: Annotated[int, typer.Option(help="Labelled images to learn from; 0: all.", min=0)] = 5000,
+    count: Annotated[int, typer.Option(help="Images where none is named.", min=1)] = 3,
+    inversion_moves: Up = 100,
+    moves: Down = 100,
+    spacing: Spacing = "ends",
+    guidance: Coefficient = "ddim",
+    no_clamp: NoClamp = False,
+    mask: Mask = "auto",
+    unguided_inversion: Unguided = False,
+    random_x_t: RandomStart = False,
+    precision: Precision = "auto",
+    batch: Batch = 64,
+    seed: Seed = 0,
+    out: Out = None,
+) -> None:
+    """Attributes of images, less and more (thesis Algorithm 3, Fig. 4.5 to 4.7)."""
+    from engine.edit import manipulation
+
+    recipe = _recipe(
+        inversion_moves, moves, spacing, guidance, no_clamp, mask, unguided_inversion, random_x_t
+    )
+    manipulation.manipulation(
+        manipulation.Asked(
+            runs,
+            image or [],
+            data,
+            labels,
+            attribute or [],
+            dims,
+            published,
+            scales,
+            unit,
+            samples,
+            count,
+            recipe,
+            precision,
+            batch,
+            seed,
+            out,
+        )
+    )
+
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Run, published file, or builtin:rooms16: its diffusion model.")
+]
+Px = Annotated[int | None, typer.Option(help="Side of an image, where the file does not say.")]
+
+
+def lost_attributes(
+    model: Model,
+    image: Image = None,
+    data: Data = None,
+    count: Annotated[int, typer.Option(help="Images where none is named.", min=1)] = 3,
+    times: Annotated[
+        str | None, typer.Option(help="Times, separated by commas (default: 5 to 80 % of T).")
+    ] = None,
+    px: Px = None,
+    seed: Seed = 0,
+    out: Out = None,
+) -> None:
+    """What noise takes from images: x_t, and what the frozen model makes of it (thesis Fig. 1.1)."""
+    from engine.edit import lost
+
+    lost.lost_attributes(model, image or [], data, count, times, px, seed, out)
+
+
+def inspect_model(
+    model: Model,
+    data: Data = None,
+    count: Annotated[int, typer.Option(help="Images measured.", min=1)] = 64,
+    px: Px = None,
+    seed: Seed = 0,
+    out: Out = None,
+) -> None:
+    """The reconstruction error of any diffusion model by time, and which factors of Rooms go when."""
+    from engine.edit import lost
+
+    lost.inspect_model(model, data, count, px, seed, out)
 
 
 def _recipe(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -27,6 +27,25 @@ from engine.export import averages
 from kernels.noise_jump.ref import to_unit_range
 
 Precision = Literal["auto", "bf16", "fp32"]
+
+
+class Trained(Protocol):
+    """What is known of a model's images."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def px(self) -> int: ...
+    @property
+    def config(self) -> Config | None: ...
+    @property
+    def origin(self) -> dict[str, Any]: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def autocast(self) -> torch.dtype | None: ...
 
 
 @dataclass(frozen=True)
@@ -53,6 +72,10 @@ class Opened:
         if px is None:
             raise UsageError(f"{self.path}: does not say how large its images are")
         return px
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
 
     def sampler(self, recipe: Recipe, batch_size: int, tell: Callable[[int], None] | None = None) -> Sampler:
         """A sampler of its networks."""
@@ -134,7 +157,7 @@ def open_all(paths: list[Path], precision: Precision) -> list[Opened]:
     return [replace(each, name=name) for each, name in zip(opened, names, strict=True)]
 
 
-def training_images(opened: Opened, data: Path | None, least: int = 0) -> Source:
+def training_images(opened: Trained, data: Path | None, least: int = 0) -> Source:
     """The images that a model was trained on, or those of the folder ``data``.
 
     Rooms have no end: there are ``least`` of them at least, those after the training set never seen.

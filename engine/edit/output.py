@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from PIL import Image
 
 from diffsiam.sampling import Recipe
 from engine import screen
-from engine.edit.opening import Opened
+from engine.edit.opening import Trained
 from engine.errors import UsageError
 from engine.plain_json import write_json
 from engine.sheet import save
@@ -37,7 +38,7 @@ class Output:
         self,
         command: str,
         folder: Path | None,
-        opened: list[Opened],
+        opened: Sequence[Trained],
         recipe: Recipe | None,
         settings: dict[str, Any],
     ):
@@ -54,7 +55,7 @@ class Output:
             "models": [{"name": each.name, **each.origin} for each in opened],
             "recipe": asdict(recipe) if recipe else None,
             **settings,
-            "device": str(opened[0].model.device),
+            "device": str(opened[0].device),
             "dtype": str(opened[0].autocast or torch.float32).removeprefix("torch."),
             "torch": torch.__version__,
             "images": [],

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from engine.data.pipeline import fetch
-from engine.data.sources import FolderSource, RoomsSource, Source
-from engine.edit.opening import Opened, training_images
+from engine.data.sources import FolderSource, Source
+from engine.edit.opening import Trained, training_images
 from engine.errors import UsageError
 
 
@@ -41,7 +41,7 @@ class Pictures:
         return len(self.names)
 
 
-def pictures(opened: Opened, asked: Sequence[str], data: Path | None, count: int) -> Pictures:
+def pictures(opened: Trained, asked: Sequence[str], data: Path | None, count: int) -> Pictures:
     """The images asked for by path or number; without any, the first ``count`` that training never saw, or,
     of a folder, the first ones.
 
@@ -76,18 +76,13 @@ def pairs_of(pictures: Pictures) -> list[tuple[int, int]]:
     return [(i, i + 1) for i in range(0, len(pictures), 2)]
 
 
-def labelled_images(source: Source, px: int, samples: int) -> np.ndarray:
+def labelled_images(source: Source, samples: int) -> np.ndarray:
     """Indices of at most ``samples`` images (0: all), spread evenly over the source."""
     count = len(source) if samples == 0 else min(samples, len(source))
     return np.arange(count, dtype=np.int64) * len(source) // count
 
 
-def is_rooms(source: Source) -> bool:
-    """Whether factors are known."""
-    return isinstance(source, RoomsSource)
-
-
-def _first(opened: Opened, data: Path | None, count: int) -> list[int]:
+def _first(opened: Trained, data: Path | None, count: int) -> list[int]:
     c = opened.config
     start = c.data.count if data is None and c is not None and c.data.source == "rooms" else 0
     return list(range(start, start + count))
