@@ -20,14 +20,14 @@ from diffsiam.schedule import Schedule
 from diffsiam.unet import UNet
 from diffsiam.weights import WeightsError, build_unet, read_parts
 from engine import screen
-from engine.config import Config, DataConfig
+from engine.config import DataConfig
 from engine.config_file import BUILTIN, from_dict
 from engine.data.pipeline import fetch
 from engine.data.rooms import FACTORS, LEVELS
 from engine.data.sources import RoomsSource
 from engine.edit.chart import chart
 from engine.edit.choices import slug
-from engine.edit.opening import open_model, training_images
+from engine.edit.opening import TrainingImages, open_model, training_images
 from engine.edit.output import Output
 from engine.edit.pictures import labelled_images, pictures
 from engine.errors import UsageError
@@ -48,7 +48,7 @@ class Diffusion:
     name: str
     unet: UNet
     schedule: Schedule
-    config: Config | None
+    images: TrainingImages | None
     px: int
     autocast: torch.dtype | None = None
 
@@ -76,9 +76,9 @@ def open_diffusion(named: str, px: int | None) -> Diffusion:
         opened = open_model(path, "fp32", device)
         assert opened.model.frozen is not None, "checked when it was opened"
         return Diffusion(
-            path, opened.name, opened.model.frozen, opened.model.schedule, opened.config, opened.px
+            path, opened.name, opened.model.frozen, opened.model.schedule, opened.images, opened.px
         )
-    config, file = None, path
+    images, file = None, path
     if path.is_dir() and (path / "unet.safetensors").is_file():
         file = path / "unet.safetensors"
     if not file.exists():
@@ -93,10 +93,11 @@ def open_diffusion(named: str, px: int | None) -> Diffusion:
     if size is None:
         raise UsageError(f"{named}: does not say how large its images are; give --px")
     if named.startswith(BUILTIN):
-        config = Config(task="diffusion", data=DataConfig(source="rooms", px=size))
+        images = TrainingImages(DataConfig(source="rooms", px=size), seed=0)
     elif file != path and (path / "config.json").is_file():
         config = from_dict(json.loads((path / "config.json").read_text()))
-    return Diffusion(path, named, unet.to(device), schedule_of(parts).to(device), config, size)
+        images = TrainingImages(config.data, config.seed)
+    return Diffusion(path, named, unet.to(device), schedule_of(parts).to(device), images, size)
 
 
 def lost_attributes(

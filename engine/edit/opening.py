@@ -18,7 +18,7 @@ from diffsiam.sampler import Sampler
 from diffsiam.sampling import Recipe
 from diffsiam.weights import WeightsError, read_parts
 from diffsiam.weights.exported import is_export
-from engine.config import Config
+from engine.config import Config, DataConfig
 from engine.config_file import from_dict
 from engine.data.rooms import Rooms
 from engine.data.sources import RoomsSource, Source, open_source
@@ -27,6 +27,14 @@ from engine.export import averages
 from kernels.noise_jump.ref import to_unit_range
 
 Precision = Literal["auto", "bf16", "fp32"]
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """Where they are or, of rooms, how they are drawn."""
+
+    data: DataConfig
+    seed: int
 
 
 class Trained(Protocol):
@@ -39,7 +47,7 @@ class Trained(Protocol):
     @property
     def px(self) -> int: ...
     @property
-    def config(self) -> Config | None: ...
+    def images(self) -> TrainingImages | None: ...
     @property
     def origin(self) -> dict[str, Any]: ...
     @property
@@ -76,6 +84,10 @@ class Opened:
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    @property
+    def images(self) -> TrainingImages | None:
+        return TrainingImages(self.config.data, self.config.seed) if self.config else None
 
     def sampler(self, recipe: Recipe, batch_size: int, tell: Callable[[int], None] | None = None) -> Sampler:
         """A sampler of its networks."""
@@ -167,12 +179,12 @@ def training_images(opened: Trained, data: Path | None, least: int = 0) -> Sourc
     """
     if data is not None:
         return open_source("folder", data, opened.px, 0, 0)
-    if opened.config is None:
+    if opened.images is None:
         raise UsageError(f"{opened.path}: does not say what it was trained on; give --data FOLDER")
-    c = opened.config
-    if c.data.source == "rooms":
-        return RoomsSource(Rooms(c.data.px, c.seed, max(c.data.count, least)))
-    return open_source(c.data.source, c.data.path, c.data.px, c.seed, c.data.count)
+    named, seed = opened.images.data, opened.images.seed
+    if named.source == "rooms":
+        return RoomsSource(Rooms(named.px, seed, max(named.count, least)))
+    return open_source(named.source, named.path, named.px, seed, named.count)
 
 
 def _autocast(precision: Precision, device: torch.device) -> torch.dtype | None:

@@ -83,8 +83,9 @@ def labelled_images(source: Source, samples: int) -> np.ndarray:
 
 
 def _first(opened: Trained, data: Path | None, count: int) -> list[int]:
-    c = opened.config
-    start = c.data.count if data is None and c is not None and c.data.source == "rooms" else 0
+    trained = opened.images
+    rooms = data is None and trained is not None and trained.data.source == "rooms"
+    start = trained.data.count if rooms and trained is not None else 0
     return list(range(start, start + count))
 
 
