@@ -50,7 +50,7 @@ Pairs = Annotated[int, typer.Option(help="Pairs of images where none is named.",
 
 def register(app: typer.Typer) -> None:
     """Add the commands to ``app``."""
-    for command in (counterfactual, interpolate, manipulate, lost_attributes, inspect_model):
+    for command in (counterfactual, interpolate, manipulate, lost_attributes, inspect_model, measure_edits):
         app.command()(command)
 
 
@@ -231,6 +231,33 @@ def inspect_model(
     from engine.edit import lost
 
     lost.inspect_model(model, data, count, px, seed, out)
+
+
+def measure_edits(
+    runs: Runs,
+    subsets: Annotated[str | None, typer.Option(help="Ranges that do not overlap (default: by n).")] = None,
+    pairs: Annotated[int, typer.Option(help="Pairs of held-out rooms.", min=1)] = 16,
+    pushed: Annotated[int, typer.Option(help="Rooms whose attributes are pushed.", min=1)] = 8,
+    inversion_moves: Up = 50,
+    moves: Down = 25,
+    spacing: Spacing = "ends",
+    guidance: Coefficient = "ddim",
+    no_clamp: NoClamp = False,
+    mask: Mask = "auto",
+    unguided_inversion: Unguided = False,
+    random_x_t: RandomStart = False,
+    precision: Precision = "auto",
+    batch: Batch = 64,
+    seed: Seed = 0,
+    out: Out = None,
+) -> None:
+    """Numbers of edits of Rooms: selectivity, exchange, side effects, artefacts, drift, reconstruction."""
+    from engine.edit import numbers
+
+    recipe = _recipe(
+        inversion_moves, moves, spacing, guidance, no_clamp, mask, unguided_inversion, random_x_t
+    )
+    numbers.measure_edits(numbers.Asked(runs, subsets, pairs, pushed, recipe, precision, batch, seed, out))
 
 
 def _recipe(
