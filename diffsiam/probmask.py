@@ -76,15 +76,17 @@ def relaxed_mask(scores: Tensor, temperature: float, generator: torch.Generator)
 
 def project(scores: Tensor, budget: float) -> Tensor:
     """The nearest point (Euclidean) of {0 <= s <= 1, sum s <= budget}: clip(s - v, 0, 1) with the smallest
-    v >= 0 that holds the budget, by bisection.
+    v >= 0 that holds the budget. The sum is linear in v between the s_j and s_j - 1, so v is found exactly.
     """
-    if scores.clamp(0, 1).sum() <= budget:
-        return scores.clamp(0, 1)
-    low, high = 0.0, float(scores.max())
-    for _ in range(50):
-        v = (low + high) / 2
-        low, high = (v, high) if (scores - v).clamp(0, 1).sum() > budget else (low, v)
-    return (scores - high).clamp(0, 1)
+    clipped = scores.clamp(0, 1)
+    if clipped.sum() <= budget:
+        return clipped
+    corners = torch.cat((torch.zeros_like(scores[:1]), scores, scores - 1)).clamp_min(0).sort().values
+    sums = (scores - corners[:, None]).clamp(0, 1).sum(dim=1)
+    after = int((sums > budget).sum())
+    (low, high), (above, below) = corners[after - 1 : after + 1], sums[after - 1 : after + 1]
+    v = low + (above - budget) * (high - low) / (above - below)
+    return (scores - v).clamp(0, 1)
 
 
 def train_scores(x: Tensor, y: Tensor, kept: int, recipe: ProbMask = EXACT, seed: int = 0) -> Scores:

@@ -49,7 +49,13 @@ def read_choices(
         of_subsets(NONE, subsets, [], moves_x_T),
         of_subsets(ALL, subsets, everything, moves_x_T),
         *(
-            random_dims(f"random {int(c.dims.sum())} of {dim}", dim, int(c.dims.sum()), seed + i, moves_x_T)
+            random_dims(
+                f"random {int(c.dims.sum())} of {dim} (as {c.name})",
+                dim,
+                int(c.dims.sum()),
+                seed + i,
+                moves_x_T,
+            )
             for i, c in enumerate(plain)
         ),
         *(Choice(f"{c.name}, x_T fixed", c.dims, False) for c in plain if moves_x_T),
