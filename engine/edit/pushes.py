@@ -12,6 +12,7 @@ from torch import Tensor
 from diffsiam.counterfactual import Inverted
 from diffsiam.evaluation import editing
 from diffsiam.manipulation import Classifier, fit_classifier, fit_on, in_thesis_units
+from diffsiam.probmask import EXACT
 from diffsiam.sampler import Guide, Sampler
 from engine import screen
 from engine.data.rooms import FACTORS, LEVELS
@@ -23,6 +24,7 @@ WANTED = 0.5  # mean shift of the target at which drifts are compared
 TRAIN = 3000  # labelled rooms of the first part, on which classifiers are fitted
 SHARES = (32, 16, 4)  # d / d'
 PUSHED_SHARE = 4  # whose edits are made
+RECIPE = EXACT
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def measure_pushes(
     wanted = {"all dimensions": dim} | {f"d / {share}": max(1, dim // share) for share in SHARES[::-1]}
     pushes = []
     for name, kept in wanted.items():
-        fitted = [fit_classifier(z[:TRAIN], y[:TRAIN], kept, seed=seed) for y in truth.T]
+        fitted = [fit_classifier(z[:TRAIN], y[:TRAIN], kept, RECIPE, seed) for y in truth.T]
         pushes.append(_push(name, kept, fitted, z, truth))
         if kept in (dim, max(1, dim // PUSHED_SHARE)):
             pushes[-1] = _with_edits(pushes[-1], fitted, sampler, images, levels, oracle)
