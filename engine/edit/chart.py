@@ -15,17 +15,19 @@ COLOURS = (FRAME, (0, 114, 178), (0, 158, 115), (204, 121, 167))  # Okabe and It
 PALE = (225, 225, 225)
 
 
-def chart(x: Sequence[float], curves: Mapping[str, Sequence[float]], title: str, x_title: str) -> Image.Image:
-    """Curves over a common x, from 0 on both axes to what is largest.
+def chart(
+    x: Sequence[float], end: float, curves: Mapping[str, Sequence[float]], title: str, x_title: str
+) -> Image.Image:
+    """Curves over a common x, from 0 to ``end``; upwards from 0 to what is largest.
 
     Args:
-        x: (M,) ascending, from 0 or above.
+        x: (M,) ascending, within 0 and ``end``.
         curves: name -> (M,), none below 0; four at most.
     """
     image = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
     draw, font = ImageDraw.Draw(image), text_font(13)
     draw.text((LEFT, 10), title, INK, text_font(17))
-    right = max(x)
+    right = end
     top = max(max(values) for values in curves.values()) or 1.0
 
     def place(px: float, py: float) -> tuple[float, float]:
@@ -45,5 +47,6 @@ def chart(x: Sequence[float], curves: Mapping[str, Sequence[float]], title: str,
         draw.line(points, colour, width=3, joint="curve")
         for a, b in points:
             draw.ellipse((a - 3, b - 3, a + 3, b + 3), colour)
-        draw.text((WIDTH - RIGHT, TOP + 16 * number), name, colour, font, anchor="ra")
+        if len(curves) > 1:
+            draw.text((LEFT + 12, TOP + 16 * number), name, colour, font)
     return image

@@ -201,9 +201,8 @@ def inspect_model(
         names = [factor.name for factor in FACTORS]
         title = "When a factor can no longer be read from x_0_hat"
         screen.table(["factor", "half lost at t"], list(zip(names, told, strict=True)), title)
-    figure = chart(
-        times, {"error of x_0_hat": curve.relative}, "What is lost at t, of the images' variance", "t"
-    )
+    title = "Error of x_0_hat as a share of the images' variance: 1 is what the mean image has"
+    figure = chart(times, model.schedule.steps, {named: curve.relative}, title, "t")
     return result.finish(figure, mse=curve.mse, relative_error=curve.relative, lost_at=curve.lost)
 
 
