@@ -273,4 +273,25 @@ def test_measured_edits_name_their_rows_and_their_absent_measures(run, pdae, tmp
     assert rows["none, x_T fixed"]["side_effect"] == 0
     assert {push["name"] for push in result["pushes"]} == {"all dimensions", "d / 4", "d / 4 at random"}
     assert result["artefacts"]["originals"] < 1e-4
+    assert set(result["retained"]) == {"own z, own x_T", "own z, random x_T", "the other's z, own x_T"}
     assert "LPIPS: not measured: set DIFFSIAM_ALEXNET" in printed
+
+
+def test_of_a_model_of_other_images_the_reconstruction_is_measured(awaken, tmp_path):
+    write_images(tmp_path / "in", 4)
+    run = make_run(
+        tmp_path / "run", awaken, data={"source": "folder", "path": str(tmp_path / "in"), "px": 16}
+    )
+    printed = done("measure-edits", run, "--pairs", 2, *FEW, "--out", tmp_path / "out")
+    assert "the reconstruction is all that is measured" in printed
+    result = record(tmp_path / "out")["results"]["diffsiam"]
+    assert set(result) == {"reconstruction"}
+    assert 0 < result["reconstruction"]["inferred x_T"]["MSE"] < 1
+
+
+def test_weights_given_on_the_command_line_are_compared_before_anything_is_made(tmp_path):
+    wrong = tmp_path / "alex.pth"
+    wrong.write_bytes(b"no network")
+    result = diffsiam("measure-edits", "nowhere", "--inception", wrong, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "is not inception-2015-12-05.pt" in result.stderr

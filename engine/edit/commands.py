@@ -238,6 +238,16 @@ def measure_edits(
     subsets: Annotated[str | None, typer.Option(help="Ranges that do not overlap (default: by n).")] = None,
     pairs: Annotated[int, typer.Option(help="Pairs of held-out rooms.", min=1)] = 16,
     pushed: Annotated[int, typer.Option(help="Rooms whose attributes are pushed.", min=1)] = 8,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of images to reconstruct, for models of other images.")
+    ] = None,
+    alexnet: Annotated[
+        Path | None, typer.Option(help="torchvision's alexnet-owt-7be5be79.pth, for LPIPS.")
+    ] = None,
+    lpips: Annotated[Path | None, typer.Option(help="LPIPS' weights/v0.1/alex.pth.")] = None,
+    inception: Annotated[
+        Path | None, typer.Option(help="StyleGAN2-ADA's inception-2015-12-05.pt, for FID.")
+    ] = None,
     inversion_moves: Up = 50,
     moves: Down = 25,
     spacing: Spacing = "ends",
@@ -253,11 +263,26 @@ def measure_edits(
 ) -> None:
     """Numbers of edits of Rooms: selectivity, exchange, side effects, artefacts, drift, reconstruction."""
     from engine.edit import numbers
+    from engine.edit.perceptual import WeightFiles
 
     recipe = _recipe(
         inversion_moves, moves, spacing, guidance, no_clamp, mask, unguided_inversion, random_x_t
     )
-    numbers.measure_edits(numbers.Asked(runs, subsets, pairs, pushed, recipe, precision, batch, seed, out))
+    numbers.measure_edits(
+        numbers.Asked(
+            runs,
+            subsets,
+            pairs,
+            pushed,
+            data,
+            WeightFiles(alexnet, lpips, inception),
+            recipe,
+            precision,
+            batch,
+            seed,
+            out,
+        )
+    )
 
 
 def _recipe(

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffsiam.counterfactual import Choice, Inverted, counterfactuals, interpolate
+from diffsiam.counterfactual import Choice, Inverted, counterfactual_jobs, counterfactuals, interpolate
 from diffsiam.evaluation import editing
 from diffsiam.evaluation.fidelity import mse
+from diffsiam.evaluation.profile import eval_noise
 from diffsiam.sampler import Guide, Sampler
 from diffsiam.sampling import Recipe, to_uint8
 from engine import screen
@@ -22,6 +23,8 @@ from engine.edit import fidelity, pushes
 from engine.edit.choices import default_subsets, read_choices
 from engine.edit.opening import Opened, Precision, open_all
 from engine.edit.output import Output
+from engine.edit.perceptual import WeightFiles
+from engine.edit.pictures import pictures
 from engine.edit.reading import probabilities
 from engine.errors import UsageError
 from engine.oracle import Oracle, load_oracle
@@ -39,12 +42,15 @@ class Asked:
     Attributes:
         pairs: of held-out rooms, each edited in both directions.
         pushed: rooms whose attributes are pushed.
+        data: of models not trained on rooms, a folder of images to reconstruct.
     """
 
     runs: list[Path]
     subsets: str | None
     pairs: int
     pushed: int
+    data: Path | None
+    weights: WeightFiles
     recipe: Recipe
     precision: Precision
     batch: int
@@ -68,32 +74,43 @@ class Row:
 def measure_edits(asked: Asked) -> Path:
     """Selectivity, exchange success, monotonicity, side effects, artefacts, pushes, reconstruction.
 
+    Factors can be read of rooms alone: of other images the reconstruction is measured.
+
     Raises:
-        UsageError: a model was not trained on rooms, or no oracle reads their size.
+        UsageError: no oracle reads rooms of this size, or nothing says what to reconstruct.
         CheckpointError: see :func:`engine.edit.opening.open_model`.
     """
+    asked.weights.check()
     models = open_all(asked.runs, asked.precision)
-    for model in models:
-        if model.config is None or model.config.data.source != "rooms":
-            raise UsageError(f"{model.path}: was not trained on rooms, whose factors alone can be read")
-    out = Output(
-        "measure-edits",
-        asked.out,
-        models,
-        asked.recipe,
-        {"seed": asked.seed, "pairs": asked.pairs, "pushed": asked.pushed, "factors": NAMES},
-    )
-    results = [_of_model(model, asked) for model in models]
-    for model, result in zip(models, results, strict=True):
-        _show_rows(model.name, result["rows"])
-    _show_rest(models, results)
-    return out.finish(
-        None,
-        results={
-            model.name: result | {key: [vars(row) for row in result[key]] for key in ("rows", "pushes")}
-            for model, result in zip(models, results, strict=True)
-        },
-    )
+    readable = asked.data is None and all(_of_rooms(model) for model in models)
+    settings = {"seed": asked.seed, "pairs": asked.pairs, "pushed": asked.pushed, "factors": NAMES}
+    out = Output("measure-edits", asked.out, models, asked.recipe, settings)
+    if not readable:
+        screen.line("factors are read of models of rooms only: the reconstruction is all that is measured")
+    results = [_of_model(model, asked) if readable else _reconstructed(model, asked) for model in models]
+    if readable:
+        for model, result in zip(models, results, strict=True):
+            _show_rows(model.name, result["rows"])
+        _show_rest(models, results)
+    fidelity.show([model.name for model in models], [result["reconstruction"] for result in results])
+    listed = [
+        {key: [vars(v) for v in value] if key in ("rows", "pushes") else value for key, value in r.items()}
+        for r in results
+    ]
+    return out.finish(None, results={m.name: r for m, r in zip(models, listed, strict=True)})
+
+
+def _of_rooms(model: Opened) -> bool:
+    return model.config is not None and model.config.data.source == "rooms"
+
+
+def _reconstructed(model: Opened, asked: Asked) -> dict[str, Any]:
+    shown = pictures(model, [], asked.data, 2 * asked.pairs)
+    cost = model.sampler(asked.recipe, asked.batch).cost(len(shown), 2 * len(shown))
+    with screen.counting(cost, f"{model.name}: image moves") as tell:
+        sampler = model.sampler(asked.recipe, asked.batch, tell)
+        images = model.invert(shown.images, sampler, asked.seed)
+        return {"reconstruction": fidelity.reconstruction(sampler, images, asked.seed, asked.weights)}
 
 
 def _of_model(model: Opened, asked: Asked) -> dict[str, Any]:
@@ -103,32 +120,25 @@ def _of_model(model: Opened, asked: Asked) -> dict[str, Any]:
     oracle = load_oracle(model.px).to(model.device)
     indices = np.arange(len(rooms))
     levels = torch.from_numpy(rooms.factors(indices)).to(model.device)
-    shown = torch.from_numpy(rooms.images(indices[PROBED:]))
-    z = torch.cat(
-        [model.enter(torch.from_numpy(rooms.images(p)))[1] for p in np.split(indices[:PROBED], PROBED // 500)]
-    )
+    known, shown_levels = levels[:PROBED], levels[PROBED:]
+    parts = np.split(indices[:PROBED], range(500, PROBED, 500))
+    z = torch.cat([model.enter(torch.from_numpy(rooms.images(part)))[1] for part in parts])
     subsets, choices = _choices(model, asked)
+    information = editing.subset_information(z, known, _ends(subsets), LEVELS.tolist(), PROBE_TRAIN)
     with screen.counting(_cost(model, asked, choices), f"{model.name}: image moves") as tell:
         sampler = model.sampler(asked.recipe, asked.batch, tell)
-        images = model.invert(shown, sampler, asked.seed)
-        information = editing.subset_information(
-            z, levels[:PROBED], _ends(subsets), LEVELS.tolist(), PROBE_TRAIN
-        )
-        rows = _rows(sampler, images, levels[PROBED:], oracle, choices, information, len(subsets))
-        artefacts = _artefacts(sampler, images, oracle, asked.pairs)
-        pushed = pushes.measure_pushes(
-            sampler, _first(images, asked.pushed), levels[PROBED:], z, levels[:PROBED], oracle, asked.seed
-        )
-        again = fidelity.reconstruction(sampler, images, asked.seed)
-    return {
-        "rows": rows,
-        "information": {
-            c.name: dict(zip(NAMES, i, strict=True)) for c, i in zip(subsets, information, strict=True)
-        },
-        "artefacts": artefacts,
-        "pushes": pushed,
-        "reconstruction": again,
-    }
+        images = model.invert(torch.from_numpy(rooms.images(indices[PROBED:])), sampler, asked.seed)
+        some = Inverted(*(part[: asked.pushed] for part in (images.x_0, images.z, images.x_T)))
+        return {
+            "rows": _rows(sampler, images, shown_levels, oracle, choices, information, len(subsets)),
+            "information": {
+                c.name: dict(zip(NAMES, i, strict=True)) for c, i in zip(subsets, information, strict=True)
+            },
+            "retained": _retained(sampler, images, shown_levels, oracle, asked.seed),
+            "artefacts": _artefacts(sampler, images, oracle, asked.pairs),
+            "pushes": pushes.measure_pushes(sampler, some, shown_levels, z, known, oracle, asked.seed),
+            "reconstruction": fidelity.reconstruction(sampler, images, asked.seed, asked.weights),
+        }
 
 
 def _choices(model: Opened, asked: Asked) -> tuple[list[Choice], list[Choice]]:
@@ -153,17 +163,15 @@ def _ends(subsets: Sequence[Choice]) -> list[int]:
     return ends
 
 
+def _pairs(count: int) -> list[tuple[int, int]]:
+    return [(2 * i, 2 * i + 1) for i in range(count)]
+
+
 def _cost(model: Opened, asked: Asked, choices: list[Choice]) -> int:
-    edits = (
-        2 * asked.pairs * (len(choices) * len(SCALES) + 4)
-        + asked.pushed * pushes.edits_per_image()
-        + 4 * asked.pairs
-    )
-    return model.sampler(asked.recipe, asked.batch).cost(2 * asked.pairs, edits)
-
-
-def _first(images: Inverted, count: int) -> Inverted:
-    return Inverted(images.x_0[:count], images.z[:count], images.x_T[:count])
+    edits = len(counterfactual_jobs(_pairs(asked.pairs), choices, [0.0, *SCALES]).needed()[0])
+    again = 14 * asked.pairs  # reconstructions and interpolations
+    pushed = min(asked.pushed, 2 * asked.pairs) * pushes.edits_per_image()
+    return model.sampler(asked.recipe, asked.batch).cost(2 * asked.pairs, edits + again + pushed)
 
 
 def _rows(
@@ -175,7 +183,7 @@ def _rows(
     information: np.ndarray,
     count: int,
 ) -> list[Row]:
-    pairs = [(i, i + 1) for i in range(0, len(images.z), 2)]
+    pairs = _pairs(len(images.z) // 2)
     found = counterfactuals(sampler, images, pairs, choices, [0.0, *SCALES])  # (P, 2, C, 5, 3, px, px)
     read = probabilities(oracle, found.flatten(0, 3)).unflatten(0, found.shape[:4])
     own = read[:, :, 0, 0].flatten(0, 1)  # (2 P, K, L): scale 0 is the reconstruction
@@ -218,11 +226,30 @@ def _assigned_like(choice: Choice, subsets: list[Choice], owner: Tensor) -> Tens
     return torch.zeros_like(owner, dtype=torch.bool)
 
 
+def _retained(
+    sampler: Sampler, images: Inverted, levels: Tensor, oracle: Oracle, seed: int
+) -> dict[str, float]:
+    """Share of an image's own factors that are read from its z with fresh x_T, and from another's z with its
+    own x_T: what z holds, and what x_T does.
+    """
+    drawn = eval_noise(seed, torch.arange(len(levels), device=levels.device), *images.x_0.shape[2:])
+    swapped = images.z.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+    made = {
+        "own z, own x_T": (images.x_T, images.z),
+        "own z, random x_T": (drawn, images.z),
+        "the other's z, own x_T": (images.x_T, swapped),
+    }
+    return {
+        name: float((oracle.read(sampler.sample(x_T, Guide(z))) == levels).double().mean())
+        for name, (x_T, z) in made.items()
+    }
+
+
 def _artefacts(sampler: Sampler, images: Inverted, oracle: Oracle, pairs: int) -> dict[str, float]:
     """|x_hat - render(h(x_hat))|^2 per pixel in [0, 1]: what no room looks like. Of the originals it is what
     the oracle misreads.
     """
-    both = [(i, i + 1) for i in range(0, 2 * pairs, 2)]
+    both = _pairs(pairs)
     return {
         "originals": _residual(images.x_0, oracle),
         "reconstructions": _residual(sampler.sample(images.x_T, Guide(images.z)), oracle),
@@ -260,8 +287,9 @@ def _show_rest(models: list[Opened], results: list[dict[str, Any]]) -> None:
     heads = [model.name for model in models]
     artefacts = [[key, *(_told(r["artefacts"][key], 5) for r in results)] for key in results[0]["artefacts"]]
     screen.table(["images", *heads], artefacts, "Distance from the nearest room (MSE of pixels in [0, 1])")
+    kept = [[key, *(_told(r["retained"][key]) for r in results)] for key in results[0]["retained"]]
+    screen.table(["decoded from", *heads], kept, "Share of an image's factors still read from it")
     pushes.show(heads, [result["pushes"] for result in results])
-    fidelity.show(heads, [result["reconstruction"] for result in results])
 
 
 def _told(value: float, digits: int = 2) -> str:

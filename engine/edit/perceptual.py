@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -28,6 +29,23 @@ FILES = {  # as published: what it is, and its sha256
         "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
     ),
 }
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """Paths given on the command line; None: the environment variable, if it is set."""
+
+    alexnet: Path | None = None
+    lpips: Path | None = None
+    inception: Path | None = None
+
+    def check(self) -> None:
+        """Raises UsageError, before hours of work, for a file that is not the published one."""
+        for variable, path in ((TRUNK, self.alexnet), (HEADS, self.lpips), (INCEPTION, self.inception)):
+            find(variable, path)
+
+
+NONE_GIVEN = WeightFiles()
 
 
 def find(variable: str, given: Path | None) -> Path | None:
@@ -57,13 +75,13 @@ def missing(*variables: str) -> str:
     return f"not measured: set {wanted}"
 
 
-def load_lpips(trunk: Path | None = None, heads: Path | None = None) -> Lpips | None:
+def load_lpips(given: WeightFiles = NONE_GIVEN) -> Lpips | None:
     """LPIPS on AlexNet, None where neither of its files is named.
 
     Raises:
         UsageError: a file is not the published one, or only one of the two is named.
     """
-    files = find(TRUNK, trunk), find(HEADS, heads)
+    files = find(TRUNK, given.alexnet), find(HEADS, given.lpips)
     if files == (None, None):
         return None
     if files[0] is None or files[1] is None:
@@ -72,13 +90,13 @@ def load_lpips(trunk: Path | None = None, heads: Path | None = None) -> Lpips | 
     return Lpips(*states)
 
 
-def load_inception(file: Path | None = None) -> Callable[[Tensor], Tensor] | None:
+def load_inception(given: WeightFiles = NONE_GIVEN) -> Callable[[Tensor], Tensor] | None:
     """Images (N, 3, H, W) in [-1, 1] -> Inception's features (N, 2048); None where its file is not named.
 
     Raises:
         UsageError: the file is not the published one.
     """
-    path = find(INCEPTION, file)
+    path = find(INCEPTION, given.inception)
     if path is None:
         return None
     network = torch.jit.load(str(path), map_location="cpu").eval()
