@@ -36,7 +36,6 @@ class Commands(TyperGroup):
 app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 config_app = typer.Typer(no_args_is_help=True, help="Look at configs.")
 app.add_typer(config_app, name="config")
-register(app)
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="Keys to override.")]
 
@@ -136,6 +135,9 @@ def export(
     screen.line(f"written: {out}: {', '.join(described['files'])}, model.json, README.md")
     if onnx:
         screen.line(f"written: {out / 'encoder.onnx'}: differs from torch by {add_onnx(out):.1e} at most")
+
+
+register(app)
 
 
 @config_app.command()
