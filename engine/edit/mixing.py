@@ -167,7 +167,9 @@ def interpolation(asked: Asked, trajectory: bool) -> Path:
                 slug(model.name, f"pair{p}", f"{scales[k]:g}"), made[p, k], **what, towards=shown.names[b]
             )
     return out.finish(
-        interpolation_sheet(shown.images.numpy(), pairs, edits, models, scale_names(asked.scales)),
+        interpolation_sheet(
+            shown.images.numpy(), pairs, edits, models, scale_names(asked.scales), trajectory
+        ),
         passes=passes,
     )
 
@@ -178,6 +180,7 @@ def interpolation_sheet(
     edits: list[np.ndarray],
     models: list[Opened],
     scales: list[str],
+    trajectory: bool = False,
 ) -> Image.Image:
     """Fig. 4.3 and 4.4: one row a model under each other for every pair, between the two originals."""
     rows = [
@@ -190,7 +193,7 @@ def interpolation_sheet(
         np.stack(rows),
         [model.name for _ in pairs for model in models] if len(models) > 1 else (),
         ["a", *scales, "b"],
-        "Interpolation of all of z from a to b",
+        f"Interpolation of all of z from a to b{', guidance blended at every step' if trajectory else ''}",
         framed=[(row, column) for row in range(len(rows)) for column in (0, last)],
         groups=(len(models), 0),
     )
