@@ -124,7 +124,8 @@ class Sampler:
             for guide, tables in zip(guides, prepared, strict=True):
                 g = plan.decode(features, tables, t) if plan and tables else self._g(features, guide.z, t)
                 share = 1 if guide.share is None else guide.share[:, None, None, None]
-                eps = eps + share * self.schedule.at(SHIFT[self.recipe.coefficient], t) * g.float()
+                shift = self.recipe.scale * self.schedule.at(SHIFT[self.recipe.coefficient], t)
+                eps = eps + share * shift * g.float()
             self._count(len(x), len(guides))
             return eps
 

@@ -36,6 +36,8 @@ class Recipe:
         guided_inversion: z guides the way up too, as in PDAE and DiTi; the thesis inverts "through the
             pre-trained DM", which may mean either.
         x_T: "inverted" from the image, or "random": drawn, so that the image is its z alone.
+        scale: guidance scale, a factor of G. 1 is what G was trained for; more weighs z against what x_t
+            already shows, as p(z | x_t)^scale would (classifier guidance, arXiv 2105.05233).
     """
 
     inversion_moves: int = 100
@@ -46,6 +48,7 @@ class Recipe:
     mask: Literal["auto", "bins", "none"] = "auto"
     guided_inversion: bool = True
     x_T: Literal["inverted", "random"] = "inverted"
+    scale: float = 1.0
 
 
 class Move(NamedTuple):
@@ -119,21 +122,23 @@ def guided(
     subsets: Subsets,
     z: Tensor,
     coefficient: Coefficient = "ddim",
+    scale: float = 1.0,
 ) -> Predict:
-    """eps_theta + c_t G(x, z_bar, t), with z_bar masked to the subsets that time t was trained with (none
-    masked where k is free of t).
+    """eps_theta + scale c_t G(x, z_bar, t), with z_bar masked to the subsets that time t was trained with
+    (none masked where k is free of t).
 
     Args:
         z: (B, d), one row per image.
         coefficient: "ddim" = -sqrt(1 - abar_t), the score form of published samplers; "train" = s_t, the
             coefficient of the loss (w_t of Eq. 3.11 in epsilon form).
+        scale: see :class:`Recipe`.
     """
 
     def predict(x: Tensor, t: Tensor) -> Tensor:
         features = frozen.encode(x, t)
         z_bar = subsets.mask_at(z, subsets.at_time(t)) if subsets.tied else z
         g = decoder(features, z_bar).float()
-        return frozen.decode(features).float() + schedule.at(SHIFT[coefficient], t) * g
+        return frozen.decode(features).float() + scale * schedule.at(SHIFT[coefficient], t) * g
 
     return predict
 

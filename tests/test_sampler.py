@@ -22,11 +22,11 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 @pytest.mark.parametrize("spacing", ["ends", "strided"])
 @pytest.mark.parametrize("coefficient", ["ddim", "train"])
-@pytest.mark.parametrize("clamp", [True, False])
-def test_it_inverts_and_samples_as_the_plain_steps_do(awaken, spacing, coefficient, clamp):
-    s = sampler(awaken, recipe=Recipe(3, 4, spacing, coefficient, clamp))
+@pytest.mark.parametrize(("clamp", "scale"), [(True, 1.0), (False, 1.0), (True, 2.5)])
+def test_it_inverts_and_samples_as_the_plain_steps_do(awaken, spacing, coefficient, clamp, scale):
+    s = sampler(awaken, recipe=Recipe(3, 4, spacing, coefficient, clamp, scale=scale))
     x_0, z = images_and_z(3)
-    predict = guided(s.frozen, s.decoder, s.schedule, s.subsets, z, coefficient)
+    predict = guided(s.frozen, s.decoder, s.schedule, s.subsets, z, coefficient, scale)
     x_T = ddim(x_0, predict, moves_up(s.schedule, 3, spacing), clamp)
     torch.testing.assert_close(s.invert(x_0, z), x_T, **CLOSE)
     x = ddim(x_T, predict, moves_down(s.schedule, 4, spacing), clamp).clamp(-1, 1)

@@ -192,6 +192,16 @@ class TestGuidance:
         assert torch.equal(default, ddim)
         assert not torch.equal(default, train)
 
+    def test_the_guidance_scale_multiplies_g_alone(self, schedule, networks, x):
+        z = torch.randn(2, 8)
+        with torch.no_grad():
+            none, one, two = (
+                guided(*networks, schedule, Subsets([2, 8]), z, scale=scale)(x, self.T) for scale in (0, 1, 2)
+            )
+        assert torch.equal(none, unguided(networks[0])(x, self.T))
+        assert torch.allclose(two - one, one - none, atol=1e-5)
+        assert not torch.equal(two, one)
+
     @pytest.mark.parametrize(
         ("choice", "hides"), [("time_tied", True), ("profile", True), ("random", False), ("full", False)]
     )

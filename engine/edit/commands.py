@@ -37,6 +37,7 @@ Coefficient = Annotated[
     Literal["ddim", "train"],
     typer.Option("--guidance", help="ddim: score form of published samplers; train: w_t of the loss."),
 ]
+Scale = Annotated[float, typer.Option(help="Factor of G; more makes z prevail over what x_t shows.", min=0.0)]
 NoClamp = Annotated[bool, typer.Option("--no-clamp", help="Do not clip x_0_hat, as in the algorithms.")]
 Mask = Annotated[
     Literal["auto", "bins", "none"],
@@ -72,6 +73,7 @@ def counterfactual(
     moves: Down = 100,
     spacing: Spacing = "ends",
     guidance: Coefficient = "ddim",
+    guidance_scale: Scale = 1.0,
     no_clamp: NoClamp = False,
     mask: Mask = "auto",
     unguided_inversion: Unguided = False,
@@ -85,7 +87,15 @@ def counterfactual(
     from engine.edit import mixing
 
     recipe = _recipe(
-        inversion_moves, moves, spacing, guidance, no_clamp, mask, unguided_inversion, random_x_t
+        inversion_moves,
+        moves,
+        spacing,
+        guidance,
+        guidance_scale,
+        no_clamp,
+        mask,
+        unguided_inversion,
+        random_x_t,
     )
     asked = mixing.Asked(
         runs, image or [], data, pairs, scales, fixed_x_t, recipe, precision, batch, seed, out
@@ -107,6 +117,7 @@ def interpolate(
     moves: Down = 100,
     spacing: Spacing = "ends",
     guidance: Coefficient = "ddim",
+    guidance_scale: Scale = 1.0,
     no_clamp: NoClamp = False,
     mask: Mask = "auto",
     unguided_inversion: Unguided = False,
@@ -120,7 +131,15 @@ def interpolate(
     from engine.edit import mixing
 
     recipe = _recipe(
-        inversion_moves, moves, spacing, guidance, no_clamp, mask, unguided_inversion, random_x_t
+        inversion_moves,
+        moves,
+        spacing,
+        guidance,
+        guidance_scale,
+        no_clamp,
+        mask,
+        unguided_inversion,
+        random_x_t,
     )
     asked = mixing.Asked(
         runs, image or [], data, pairs, scales, fixed_x_t, recipe, precision, batch, seed, out
@@ -158,6 +177,7 @@ def manipulate(
     moves: Down = 100,
     spacing: Spacing = "ends",
     guidance: Coefficient = "ddim",
+    guidance_scale: Scale = 1.0,
     no_clamp: NoClamp = False,
     mask: Mask = "auto",
     unguided_inversion: Unguided = False,
@@ -171,7 +191,15 @@ def manipulate(
     from engine.edit import manipulation
 
     recipe = _recipe(
-        inversion_moves, moves, spacing, guidance, no_clamp, mask, unguided_inversion, random_x_t
+        inversion_moves,
+        moves,
+        spacing,
+        guidance,
+        guidance_scale,
+        no_clamp,
+        mask,
+        unguided_inversion,
+        random_x_t,
     )
     manipulation.manipulation(
         manipulation.Asked(
@@ -252,6 +280,7 @@ def measure_edits(
     moves: Down = 25,
     spacing: Spacing = "ends",
     guidance: Coefficient = "ddim",
+    guidance_scale: Scale = 1.0,
     no_clamp: NoClamp = False,
     mask: Mask = "auto",
     unguided_inversion: Unguided = False,
@@ -266,7 +295,15 @@ def measure_edits(
     from engine.edit.perceptual import WeightFiles
 
     recipe = _recipe(
-        inversion_moves, moves, spacing, guidance, no_clamp, mask, unguided_inversion, random_x_t
+        inversion_moves,
+        moves,
+        spacing,
+        guidance,
+        guidance_scale,
+        no_clamp,
+        mask,
+        unguided_inversion,
+        random_x_t,
     )
     numbers.measure_edits(
         numbers.Asked(
@@ -290,6 +327,7 @@ def _recipe(
     moves: int,
     spacing: Any,
     coefficient: Any,
+    scale: float,
     no_clamp: bool,
     mask: Any,
     unguided_inversion: bool,
@@ -306,4 +344,5 @@ def _recipe(
         mask,
         not unguided_inversion,
         "random" if random_x_T else "inverted",
+        scale,
     )

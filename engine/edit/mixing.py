@@ -225,7 +225,10 @@ def _say(models: list[Opened], asked: Asked, shown: Pictures, what: str) -> None
     rows += [
         ("images", ", ".join(shown.names)),
         ("edits", what),
-        ("moves", f"{r.inversion_moves} up, {r.moves} down, {r.spacing}, guidance {r.coefficient}"),
+        (
+            "moves",
+            f"{r.inversion_moves} up, {r.moves} down, {r.spacing}, guidance {r.scale:g} x {r.coefficient}",
+        ),
         ("masks, x_T", f"{r.mask}, {r.x_T}{', fixed' if asked.fixed_x_T else ''}"),
         ("device", f"{models[0].model.device}, {models[0].autocast or 'float32'}"),
     ]
