@@ -55,6 +55,8 @@ def chosen(device: torch.device) -> tuple[str, str]:
         return "triton", f"Triton's interpreter on {device.type}: exact and slow, for tests"
     else:
         obstacle = f"no Triton on {device.type} outside its interpreter"
+        if _asked == "auto" and device.type == "cpu":
+            obstacle += "; group norms in passes of their own"
     if _asked == "triton":
         raise ValueError(
             f"kernels.backend=triton: {obstacle}; use auto, or set TRITON_INTERPRET=1 for the interpreter"
