@@ -250,8 +250,8 @@ def _require_inputs(config: Config, path: Path, origins: Origins) -> None:
     """Images and weights are named and exist; everything that is not named is reported at once."""
     data, weights = config.data.path, config.frozen.weights
     missing = []
-    if config.data.source == "folder" and data is None:
-        how = "a folder of JPEG, PNG or WebP images"
+    if config.data.source != "rooms" and data is None:
+        how = "a folder of images, an LMDB or tar files"
         missing.append(("images", f"data.path=DIR ({how})"))
     if config.needs_frozen and weights is None:
         missing.append(("a diffusion model", f"frozen.weights=FILE ({_weights_hint(path)})"))

@@ -15,7 +15,7 @@ from engine import checkpoint, screen
 from engine.config import Config
 from engine.config_file import config_hash
 from engine.data.pipeline import Loader, fetch
-from engine.data.sources import Source
+from engine.data.source import Source
 from engine.ema import Ema
 from engine.errors import NumericsError
 from engine.learning_rate import learning_rate

@@ -20,7 +20,8 @@ from engine.config_checks import micro_batch
 from engine.config_file import cautions, dump
 from engine.data.held_out import split
 from engine.data.pipeline import fetch, route
-from engine.data.sources import Source, open_source
+from engine.data.source import Source
+from engine.data.sources import open_source
 from engine.errors import UsageError
 from engine.loop import train, zero_stage
 from engine.parallel import Ranks, start_ranks
@@ -41,7 +42,7 @@ def run(config: Config) -> None:
         UsageError, DataError, CheckpointError, NumericsError: see :mod:`engine.errors`.
     """
     data = config.data
-    whole = open_source(data.source, data.path, data.px, config.seed, data.count)
+    whole = open_source(data.source, data.path, data.px, config.seed, data.count, data.split)
     source, held_out = split(whole, data.held_out)
     ranks = start_ranks()
     micro_batch(config, ranks.world)

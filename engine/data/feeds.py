@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from engine.data import draws
 from engine.data.draws import Augmentation, ViewDraws
 from engine.data.order import locate, order
-from engine.data.sources import Source
+from engine.data.source import Source
 from engine.errors import DataError
 
 Arguments = dict[str, np.ndarray]

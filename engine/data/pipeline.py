@@ -12,7 +12,7 @@ from torch import Tensor
 
 from engine.data.draws import augmentation
 from engine.data.feeds import Feed, Reader
-from engine.data.sources import Source
+from engine.data.source import Source
 from engine.data.stream import open_stream, passes_directly
 from engine.errors import UsageError
 

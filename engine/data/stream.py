@@ -15,7 +15,7 @@ from torch import Tensor
 
 from engine.data.draws import VIEW_STREAMS
 from engine.data.feeds import PILLOW_ERRORS, Feed, Reader, reason
-from engine.data.sources import Source
+from engine.data.source import Source
 from engine.errors import DataError, UsageError
 
 
