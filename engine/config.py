@@ -70,6 +70,18 @@ class DataConfig(Section):
     the image itself; "auto": "crop" up to 32 px, else "blur"."""
     threads: Positive = 4
     """Threads that decode images, per rank. Does not change the result."""
+    workers: NonNegative = 0
+    """Processes that read files in place of threads, per rank: where Python cannot keep up with a fast GPU.
+    Does not change the result."""
+    prefetch: Positive = 2
+    """Micro-batches made ahead, per rank. Does not change the result."""
+    resident: Literal["auto", "device", "host", "off"] = "auto"
+    """Keep all images decoded, as uint8. "device": in the GPU's memory; "host": in the computer's, with the
+    pixels of "off"; "auto": where a set fits with ease (15 % of the GPU's free memory, 25 % of the host's, at
+    most 8 GiB) and its views need no cut of larger images."""
+    broken: NonNegative | None = None
+    """Images that may be broken before the run ends with exit code 5: each is listed in quarantine.jsonl and
+    replaced by the next of the same permutation (null: 0.1 % of the set, at most 1000)."""
 
 
 class FrozenConfig(Section):

@@ -114,7 +114,16 @@ def dump(config: Config) -> str:
 
 
 # What a run may differ in and still compute the same thing.
-_NOT_HASHED = ("notes", "method", "run.*", "log.*", "report.*", "data.threads")
+_NOT_HASHED = (
+    "notes",
+    "method",
+    "run.*",
+    "log.*",
+    "report.*",
+    "data.threads",
+    "data.workers",
+    "data.prefetch",
+)
 # What may change on resuming: length, step size, hardware and places, nothing that shapes tensors or draws.
 _MAY_CHANGE = (
     *_NOT_HASHED,
@@ -129,6 +138,8 @@ _MAY_CHANGE = (
     "optimizer.weight_decay",
     "optimizer.grad_clip",
     "data.path",
+    "data.resident",
+    "data.broken",
     "frozen.weights",
     "parallel.*",
     "kernels.*",

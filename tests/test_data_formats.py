@@ -24,7 +24,7 @@ from image_sets import (
 )
 from PIL import Image
 
-from engine.data.pipeline import fetch
+from engine.data.fetching import fetch
 from engine.data.sources import detect, open_source
 from engine.errors import DataError, UsageError
 
