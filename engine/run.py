@@ -216,7 +216,8 @@ def _rows(
         ),
         (
             "data",
-            f"{source.describe()}, {config.data.px} px, {route(source, config.data.px, _recipe(config), cuda)}"
+            f"{source.describe()}, {config.data.px} px, "
+            + route(source, config.data.px, _recipe(config), cuda)
             + (f"; data.source={config.data.source} found {source.name}" if config.data.path else ""),
         ),
         ("resident", f"{residence.where}: {residence.reason}"),

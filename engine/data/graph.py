@@ -1,4 +1,4 @@
-"""The image graph in NVIDIA DALI: decode, cut, resize; one graph for the CPU and the GPU.
+"""The image graph in NVIDIA DALI: decode on the CPU; decode, cut and resize on the GPU.
 
 Where to cut is fed in (:mod:`engine.data.feeds`) and nothing is drawn here, since DALI's random state depends
 on the batch size. An image is decoded once for x_0 and both views.
@@ -30,7 +30,7 @@ def build(
     names: list[str],
     views: Sequence[str],
     *,
-    px: int,
+    px: int | None,
     encoded: bool,
     region: Region | None,
     batch: int,
@@ -39,7 +39,10 @@ def build(
     depth: int,
     workers: int = 0,
 ) -> Pipeline:
-    """A pipeline whose every run gives x_0, the views that are cut, uint8 (B, px, px, 3), and the indices.
+    """A pipeline whose every run gives images, uint8, and then their indices.
+
+    The images are x_0 and the views that are cut, (B, px, px, 3); without ``px`` they are as decoded, one
+    output of B sizes.
 
     Args:
         feed: called once a run, ahead of time; gives the images, the indices, the arguments ``names``.
@@ -66,9 +69,7 @@ def build(
         if region is not None:
             image = fn.slice(image, start=list(region[:2]), shape=list(region[2:]), axes=(0, 1))
         nodes = dict(zip(names, values, strict=True))
-        # Bilinear with antialiasing: Resize(px), CenterCrop(px).
-        x_0 = fn.resize(image, size=(px, px), roi_start=nodes["x_0.start"], roi_end=nodes["x_0.end"])
-        pipeline.set_outputs(x_0, *(_cut(image, nodes, view, px) for view in views), index)
+        pipeline.set_outputs(*([image] if px is None else _resized(image, nodes, views, px)), index)
     pipeline.build()
     return pipeline
 
@@ -100,7 +101,11 @@ def _pixels(image: DataNode, *, encoded: bool, on_gpu: bool) -> DataNode:
     return image.gpu() if on_gpu else image
 
 
-def _cut(image: DataNode, nodes: Nodes, view: str, px: int) -> DataNode:
-    """Cut first, so that no pixel outside the box enters, as in torchvision's resized_crop."""
-    box = fn.slice(image, nodes[f"{view}.crop_at"], nodes[f"{view}.crop_size"], axes=(0, 1))
-    return fn.resize(box, size=(px, px))
+def _resized(image: DataNode, nodes: Nodes, views: Sequence[str], px: int) -> list[DataNode]:
+    """Bilinear with antialiasing: Resize(px), CenterCrop(px); and the boxes of the views."""
+    out = [fn.resize(image, size=(px, px), roi_start=nodes["x_0.start"], roi_end=nodes["x_0.end"])]
+    for view in views:
+        # Cut first, so that no pixel outside the box enters, as in torchvision's resized_crop.
+        box = fn.slice(image, nodes[f"{view}.crop_at"], nodes[f"{view}.crop_size"], axes=(0, 1))
+        out.append(fn.resize(box, size=(px, px)))
+    return out

@@ -18,7 +18,7 @@ from engine.data.feeds import Reader
 from engine.data.resident import DeviceStream, ResidentSource
 from engine.data.share import Share
 from engine.data.source import Source
-from engine.data.stream import DirectStream, ImageStream, Stream, device_of, passes_directly
+from engine.data.stream import DirectStream, ImageStream, Stream, device_of, one_thread, passes_directly
 from engine.errors import UsageError
 
 DEPTH = 2  # micro-batches that are decoded ahead
@@ -91,8 +91,8 @@ class Loader:
         self._device, self._depth = device_of(device_id), depth
         share = Share(batch_size, rank, world, micro_batch, accumulation, start_step * accumulation)
         self._images = _open_stream(self.reader, share, threads, device_id, depth, workers)
-        self._augmenters = ThreadPoolExecutor(threads, "augment", initializer=_one_thread)
-        self._maker = ThreadPoolExecutor(1, "batches", initializer=_one_thread)
+        self._augmenters = ThreadPoolExecutor(threads, "augment", initializer=one_thread)
+        self._maker = ThreadPoolExecutor(1, "batches", initializer=one_thread)
         self._made: deque[Future[dict[str, Tensor]]] = deque()
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
@@ -161,11 +161,6 @@ class _Drawn:
             batch[name] = pixels.view(batch.get(name, square), drawn.rows(rows), self._recipe)
         if self._flips is not None:
             batch["x_0"] = pixels.mirrored(square, self._flips[rows])
-
-
-def _one_thread() -> None:
-    """Threads of ours share the cores among them; torch must not split their work once more."""
-    torch.set_num_threads(1)
 
 
 def _open_stream(

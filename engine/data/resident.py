@@ -125,7 +125,7 @@ def choose(
 def load(
     source: Source, px: int, device: torch.device, threads: int, quarantine: Quarantine | None = None
 ) -> ResidentSource:
-    """Decode the whole source onto ``device``. Broken images are quarantined and stay black: none is shown."""
+    """Decode a source onto ``device``. Broken images are quarantined and stay black: none is shown."""
     images = torch.zeros((len(source), px, px, 3), dtype=torch.uint8, device=device)
     asked = np.arange(len(source))
     for start, made, indices in fetch_parts(source, px, asked, threads, quarantine):
@@ -160,7 +160,7 @@ class DeviceStream:
 def cut_and_resized(images: Tensor, boxes: np.ndarray) -> Tensor:
     """torchvision's resized_crop back to the size of the images, bilinear with antialiasing.
 
-    Resampling is linear in the pixels and separable: a matrix of weights from the left and one from the right.
+    Resampling is linear in the pixels and separable: one matrix of weights from the left, one from the right.
 
     Args:
         images: (B, S, S, 3) uint8.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import repeat
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from engine.data.broken import decoding_fault
 from engine.data.draws import VIEW_STREAMS
 from engine.data.feeds import Feed, Reader
+from engine.data.resize import cut, squared
 from engine.errors import DataError, UsageError
 
 READ_AHEAD = 4  # micro-batches that are read ahead of the decoder
@@ -103,6 +105,7 @@ class ImageStream:
         device_id: GPU, or None for the CPU.
         depth: runs that are prepared ahead.
         workers: processes that read in place of threads.
+        resize: whether the graph cuts and resizes; None: on a GPU it does, on the CPU torch is faster.
 
     Raises:
         UsageError: DALI is not installed.
@@ -119,7 +122,10 @@ class ImageStream:
         device_id: int | None,
         depth: int,
         workers: int = 0,
+        resize: bool | None = None,
     ):
+        self._resizes = device_id is not None if resize is None else resize
+        self._pool = ThreadPoolExecutor(threads, "resize", initializer=one_thread)
         self._graph, self._reader, self._make, self._runs = _graph(), reader, make, runs
         self._batch, self._threads, self._depth, self._workers = batch, threads, depth, workers
         self._device_id, self._device = device_id, device_of(device_id)
@@ -132,15 +138,15 @@ class ImageStream:
         feed: Callable[..., Sequence]
         if self._workers:
             self._feeds = None
-            feed = WorkerFeed(self._make, self._runs, self._run)
+            feed = WorkerFeed(self._make, self._runs, self._run, self._resizes)
         else:
             self._feeds = ReadAhead(self._make, self._runs, self._threads, self._run)
-            feed = ThreadFeed(self._feeds)
+            feed = ThreadFeed(self._feeds, self._resizes)
         self._pipeline: Any = self._graph.build(
             feed,
-            self._reader.names,
+            self._reader.names if self._resizes else [],
             self._cut,
-            px=self._reader.px,
+            px=self._reader.px if self._resizes else None,
             encoded=self._reader.source.encoded,
             region=self._reader.source.region,
             batch=self._batch,
@@ -158,16 +164,28 @@ class ImageStream:
                 break
             except RuntimeError as error:
                 self._pass_over(error)
-        made = zip(["x_0", *self._cut], outputs, strict=True)
-        images = {name: self._graph.to_torch(output, self._device, stream) for name, output in made}
         asked, indices = self._runs[self._run], np.array(index.as_tensor()).reshape(-1)
         if self._workers:
             self._reader.confirm(asked, indices)
         self._run += 1
+        if not self._resizes:
+            return self._resized(outputs[0], asked) | _names(asked, indices)
+        made = zip(["x_0", *self._cut], outputs, strict=True)
+        images = {name: self._graph.to_torch(output, self._device, stream) for name, output in made}
         return images | _names(asked, indices)
+
+    def _resized(self, decoded: Any, positions: np.ndarray) -> dict[str, Tensor]:
+        """x_0 and the views that are cut, of images as decoded."""
+        images = [np.asarray(decoded.at(i)) for i in range(len(decoded))]
+        px, sizes = self._reader.px, np.array([image.shape[:2] for image in images])
+        made = {"x_0": list(self._pool.map(squared, images, repeat(px)))}
+        for view, boxes in self._reader.boxes(positions, sizes).items():
+            made[view] = list(self._pool.map(cut, images, boxes, repeat(px)))
+        return {name: torch.stack(parts) for name, parts in made.items()}
 
     def close(self) -> None:
         self._pipeline = None
+        self._pool.shutdown(cancel_futures=True)
         if self._feeds is not None:
             self._feeds.close()
 
@@ -191,18 +209,19 @@ class ImageStream:
         if len(self._reader.quarantine) == known:
             said = " ".join(str(error).split())
             raise DataError(f"the image graph failed; {self._reader.source.describe()}; {said}") from error
-        self.close()
+        if self._feeds is not None:
+            self._feeds.close()
         self._start()
 
 
 class ThreadFeed:
     """What the graph calls for its inputs when threads of this process read."""
 
-    def __init__(self, feeds: ReadAhead):
-        self._feeds = feeds
+    def __init__(self, feeds: ReadAhead, with_arguments: bool):
+        self._feeds, self._with_arguments = feeds, with_arguments
 
     def __call__(self) -> Sequence:
-        return _inputs(self._feeds())
+        return _inputs(self._feeds(), self._with_arguments)
 
 
 class WorkerFeed:
@@ -211,19 +230,25 @@ class WorkerFeed:
     Sources open their files when they first read, so each process has its own.
     """
 
-    def __init__(self, make: Callable[[np.ndarray], Feed], runs: Runs, first: int):
-        self._make, self._runs, self._first = make, runs, first
+    def __init__(self, make: Callable[[np.ndarray], Feed], runs: Runs, first: int, with_arguments: bool):
+        self._make, self._runs, self._first, self._with_arguments = make, runs, first, with_arguments
 
     def __call__(self, info: Any) -> Sequence:
-        return _inputs(self._make(self._runs[self._first + info.iteration]))
+        return _inputs(self._make(self._runs[self._first + info.iteration]), self._with_arguments)
 
 
-def _inputs(feed: Feed) -> Sequence:
-    return [feed.images, feed.indices.reshape(-1, 1), *feed.arguments.values()]
+def _inputs(feed: Feed, with_arguments: bool) -> Sequence:
+    images = [feed.images, feed.indices.reshape(-1, 1)]
+    return [*images, *feed.arguments.values()] if with_arguments else images
 
 
 def _names(positions: np.ndarray, indices: np.ndarray) -> dict[str, Tensor]:
     return {"position": torch.from_numpy(positions), "index": torch.from_numpy(indices)}
+
+
+def one_thread() -> None:
+    """Threads of ours share the cores among them; torch must not split their work once more."""
+    torch.set_num_threads(1)
 
 
 def device_of(device_id: int | None) -> torch.device:
