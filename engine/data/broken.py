@@ -118,6 +118,7 @@ class Quarantine:
             self.faults[index] = reason
             if self._path is not None:
                 entry = {"index": index, "item": self.source.item(index), "reason": reason}
+                self._path.parent.mkdir(parents=True, exist_ok=True)
                 with open(self._path, "a") as file:  # one write a line: several ranks may append
                     file.write(json.dumps(entry) + "\n")
         if len(self) > self.allowed:
