@@ -20,7 +20,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.panel import Panel
-from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
@@ -171,6 +171,16 @@ class Progress:
         to_go = _duration((self._total - step) * self._seconds_per_step)
         rate = f"{_short(speed['images_per_second'])} images/s"
         return "  ".join((rate, f"{to_go} to go", *values, f"data wait {speed['data_wait']:.0%}"))
+
+
+@contextlib.contextmanager
+def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar of ``total`` things; yields what to call with the number of things that were just done."""
+    columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn())
+    console = _console()
+    with Bar(*columns, console=console, disable=not console.is_terminal or console.quiet) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, advance=done)
 
 
 def quiet_libraries() -> None:

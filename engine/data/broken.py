@@ -52,7 +52,8 @@ def image_size(contents: np.ndarray, region: Region | None = None) -> tuple[int,
             width, height = image.size
             if image.format not in FORMATS:
                 raise Broken(f"{image.format} is not supported, convert it to JPEG or PNG")
-            sideways = image.getexif().get(ORIENTATION_TAG) in SIDEWAYS
+            # Without the first condition Pillow decodes a whole PNG to look behind its pixels.
+            sideways = "exif" in image.info and image.getexif().get(ORIENTATION_TAG) in SIDEWAYS
     except PILLOW_ERRORS as error:
         raise Broken(_words(error)) from error
     if height * width > LARGEST_PIXELS:
@@ -86,11 +87,14 @@ class Quarantine:
 
     Args:
         allowed: how many are passed over; by default 0.1 % of the source, at most 1,000.
+        quiet: say nothing of an image that is passed over.
         path: file that each is written to, one JSON object a line, and from which those met before are taken.
     """
 
-    def __init__(self, source: Source, allowed: int | None = None, path: Path | None = None):
-        self.source, self._path = source, path
+    def __init__(
+        self, source: Source, allowed: int | None = None, path: Path | None = None, quiet: bool = False
+    ):
+        self.source, self._path, self._quiet = source, path, quiet
         self.allowed: float = min(int(SHARE * len(source)), MOST) if allowed is None else allowed
         self.faults: dict[int, str] = {}
         self._lock = threading.Lock()
@@ -123,7 +127,8 @@ class Quarantine:
                     file.write(json.dumps(entry) + "\n")
         if len(self) > self.allowed:
             raise DataError(self._verdict())
-        screen.warn(f"passed over a broken image; {self.source.item(index)}; {reason}")
+        if not self._quiet:
+            screen.warn(f"passed over a broken image; {self.source.item(index)}; {reason}")
 
     def _verdict(self) -> str:
         """The list, shortened to fit a line; the file has all of it."""
@@ -136,7 +141,8 @@ class Quarantine:
 
     def __getstate__(self) -> dict[str, Any]:
         """A reader in another process passes over what it meets; the training process finds it again."""
-        return {"source": self.source, "_path": None, "allowed": float("inf"), "faults": dict(self.faults)}
+        silent = {"_path": None, "_quiet": True, "allowed": float("inf")}
+        return {"source": self.source, "faults": dict(self.faults), **silent}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
