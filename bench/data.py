@@ -3,8 +3,8 @@
 The same images from a folder, an LMDB, a tar and memory, three outputs an image (x_0 and two views), the same
 order and draws, as many threads as the DataLoader has processes. Outputs are compared first: a difference of
 more than 2 / 255 on average ends it. Both are timed in turn, each alone; the median of the rounds counts.
-Beside the rates stands the CPU time an image, of both on one thread: it says the same on a machine that others
-use. PATH is anything that ``diffsiam inspect`` knows; without it photograph-like JPEGs are made.
+Beside the rates stands the CPU time an image, both on one thread, which other work on the machine changes
+less. PATH is anything that ``diffsiam inspect`` knows; without it photograph-like JPEGs are made.
 """
 
 from __future__ import annotations
@@ -79,10 +79,9 @@ def make_images(folder: Path, count: int = MADE) -> Path:
     rng = np.random.default_rng(SEED)
     for i, room in enumerate(drawn):
         large = Image.fromarray(room).resize(MADE_SIZE, Image.Resampling.BICUBIC)
-        grain = rng.normal(0, 4, large.shape)
-        Image.fromarray((large + grain).clip(0, 255).astype(np.uint8)).save(
-            folder / f"{i:05d}.jpg", quality=90
-        )
+        grainy = np.asarray(large) + rng.normal(0, 4, (*MADE_SIZE[::-1], 3))
+        photograph = Image.fromarray(grainy.clip(0, 255).astype(np.uint8))
+        photograph.save(folder / f"{i:05d}.jpg", quality=90)
     return folder
 
 

@@ -1,7 +1,7 @@
 """Start-up on a database of LSUN's size: ``python -m bench.index [--keys 3033042]``.
 
-Makes synthetic LMDBs of tiny values, one with the keys of DiffAE and one with those of LSUN, and times opening
-each and reading a first batch, in a fresh process and after dropping what was cached of the file.
+Makes synthetic LMDBs of tiny values, one with the keys of DiffAE and one with those of LSUN, and times
+opening each and reading a first batch, in a fresh process and after dropping what was cached of the file.
 """
 
 from __future__ import annotations
