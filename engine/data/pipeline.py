@@ -88,7 +88,7 @@ class Loader:
         recipe = augmentation(augment, px)
         self.reader = Reader(source, px, seed, recipe if views else None, flip, quarantine)
         self.wait_seconds = 0.0  # host time spent in __next__ so far
-        self._device, self._depth = device_of(device_id), depth
+        self._device, self._depth, self._threads = device_of(device_id), depth, threads
         share = Share(batch_size, rank, world, micro_batch, accumulation, start_step * accumulation)
         self._images = _open_stream(self.reader, share, threads, device_id, depth, workers)
         self._augmenters = ThreadPoolExecutor(threads, "augment", initializer=one_thread)
@@ -130,15 +130,17 @@ class Loader:
         count, px = len(batch["position"]), self.reader.px
         size = max(1, CHUNK_PIXELS // px**2)
         chunks = [slice(start, start + size) for start in range(0, count, size)]
+        made = {name: torch.empty_like(batch["x_0"]) for name in drawn.made}
 
-        def one(chunk: slice) -> dict[str, Tensor]:
-            part = {name: tensor[chunk] for name, tensor in batch.items()}
-            drawn.apply(part, chunk)
-            return part
+        def every(first: int) -> None:
+            for chunk in chunks[first :: self._threads]:
+                part = {name: tensor[chunk] for name, tensor in batch.items()}
+                drawn.apply(part, chunk)
+                for name, images in made.items():
+                    images[chunk] = part[name]
 
-        parts = list(self._augmenters.map(one, chunks))
-        for name in parts[0]:
-            batch[name] = torch.cat([part[name] for part in parts])
+        list(self._augmenters.map(every, range(self._threads)))
+        batch |= made
 
 
 class _Drawn:
@@ -152,6 +154,11 @@ class _Drawn:
             self._views = {
                 name: view_draws(reader.seed, positions, stream) for name, stream in VIEW_STREAMS.items()
             }
+
+    @property
+    def made(self) -> list[str]:
+        """Names of the images that :meth:`apply` makes anew."""
+        return [*self._views, *(["x_0"] if self._flips is not None else [])]
 
     def apply(self, batch: dict[str, Tensor], rows: slice) -> None:
         """Mirror x_0 and make the views of ``batch``, which holds those rows of the drawn batch, in place."""

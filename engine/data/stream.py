@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import repeat
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -178,10 +177,19 @@ class ImageStream:
         """x_0 and the views that are cut, of images as decoded."""
         images = [np.asarray(decoded.at(i)) for i in range(len(decoded))]
         px, sizes = self._reader.px, np.array([image.shape[:2] for image in images])
-        made = {"x_0": list(self._pool.map(squared, images, repeat(px)))}
-        for view, boxes in self._reader.boxes(positions, sizes).items():
-            made[view] = list(self._pool.map(cut, images, boxes, repeat(px)))
-        return {name: torch.stack(parts) for name, parts in made.items()}
+        boxes = self._reader.boxes(positions, sizes)
+        shape = (len(images), px, px, 3)
+        made = {name: torch.empty(shape, dtype=torch.uint8) for name in ("x_0", *boxes)}
+
+        def every(first: int) -> None:
+            # One task a thread: one an image would cost as much as the resizing.
+            for i in range(first, len(images), self._threads):
+                made["x_0"][i] = squared(images[i], px)
+                for view, box in boxes.items():
+                    made[view][i] = cut(images[i], box[i], px)
+
+        list(self._pool.map(every, range(self._threads)))
+        return made
 
     def close(self) -> None:
         self._pipeline = None
