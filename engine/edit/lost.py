@@ -22,7 +22,7 @@ from diffsiam.weights import WeightsError, build_unet, read_parts
 from engine import screen
 from engine.config import DataConfig
 from engine.config_file import BUILTIN, from_dict
-from engine.data.pipeline import fetch
+from engine.data.fetching import fetch
 from engine.data.rooms import FACTORS, LEVELS
 from engine.data.sources import RoomsSource
 from engine.edit.chart import chart

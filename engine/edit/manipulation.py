@@ -15,7 +15,7 @@ from diffsiam.manipulation import Classifier, Unit, fit_classifier, in_thesis_un
 from diffsiam.probmask import EXACT, PUBLISHED
 from diffsiam.sampling import Recipe, to_uint8
 from engine import screen
-from engine.data.pipeline import fetch
+from engine.data.fetching import fetch
 from engine.data.sources import Source
 from engine.edit.attributes import Labels, read_labels
 from engine.edit.choices import read_scales, scale_names, slug

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.data.pipeline import fetch
+from engine.data.fetching import fetch
 from engine.data.sources import FolderSource, Source
 from engine.edit.opening import Trained, training_images
 from engine.errors import UsageError
