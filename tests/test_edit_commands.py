@@ -210,7 +210,7 @@ class TestLostAttributes:
         (("counterfactual", "RUN", "-i", "nothere.png", "-i", "other.png"), "neither a file nor a number"),
         (("counterfactual", "RUN", "--moves", "2000"), "choose 1 to 1000"),
         (("counterfactual", "nowhere"), "no such run or file"),
-        (("counterfactual", "RUN", "--data", "nowhere"), "does not exist"),
+        (("counterfactual", "RUN", "--data", "nowhere"), "do not exist"),
         (("manipulate", "RUN", "-a", "brigtness"), "the nearest is brightness"),
         (("manipulate", "RUN", "-a", "wall=green"), "cream, ochre"),
         (("manipulate", "RUN", "--dims", "9"), "a number from 1 to 8"),
