@@ -2,9 +2,10 @@
 
     J(W, b) = 1/2 |W|^2 + C sum_n CE(softmax(W x_n + b), y_n),  b unpenalised
 
-is scikit-learn's LogisticRegression(C), minimised here for every C of a sweep together: all of them share the
-features, so the products with them are wide. Features are rotated to their principal axes, where the curvature
-at W = 0 is diagonal and makes a good first guess of the inverse Hessian for L-BFGS; neither changes J.
+is scikit-learn's LogisticRegression(C), minimised here for every C of a sweep together: all of them share
+the features, so the products with them are wide. Features are rotated to their principal axes, where the
+curvature at W = 0 is diagonal and makes a good first guess of the inverse Hessian for L-BFGS; neither changes
+J.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def fit_logistic(
         _Search(rotated, y, classes, curvature, part.to(x.device)).run(tolerance, iterations)
         for part in penalties.split(width)
     ]
-    v, objective = (torch.cat([part[i] for part in parts]) for i in (0, 1))
+    v, objective = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
     weight = torch.einsum("de,pek->pkd", axes.to(x.dtype), v[:, :-1])
     bias = v[:, -1] - torch.einsum("pkd,d->pk", weight, mean)
     return Logistic(weight, bias, objective, max(part[2] for part in parts))
@@ -102,9 +103,10 @@ class _Search:
         v = x.new_zeros(count, x.shape[1], self.classes)
         live, logits = torch.arange(count, device=x.device), self._product(v)
         objective, gradient = self._value(logits, v, live), self._gradient(logits, v, live)
-        final, done = objective.clone(), 0
+        final, taken = objective.clone(), 0
         pairs: list[tuple[Tensor, Tensor]] = []
-        for done in range(1, iterations + 1):
+        while taken < iterations:
+            taken += 1
             going = gradient.abs().amax(dim=(1, 2)) > tolerance
             if not going.all():
                 live, logits, gradient, objective = (
@@ -125,7 +127,7 @@ class _Search:
             stuck = objective - found <= 64 * torch.finfo(x.dtype).eps * found.abs().clamp_min(1e-3)
             gradient = torch.where(stuck[:, None, None], 0, gradient)
             objective = final[live] = found
-        return v, final, done
+        return v, final, taken
 
     def _product(self, v: Tensor) -> Tensor:
         """x v for every penalty, (P, N, K), by one matrix product."""
