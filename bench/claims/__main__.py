@@ -17,7 +17,7 @@ import typer
 from engine.errors import CheckpointError, DataError, NumericsError, UsageError
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "claims"
-SIMSIAM_WEIGHT = 0.001
+SIMSIAM_WEIGHT = 0.0005
 
 
 def main(

@@ -82,7 +82,7 @@ def _encoder(encoder: torch.nn.Module) -> Encode:
 
 
 def _normalised(encode: Encode, config: Config) -> Encode:
-    """Entries of mean 0 and variance 1, as encoder.norm makes a trained model's: a head by SGD hears scale."""
+    """Entries of mean 0 and variance 1, as a trained model's have: a head by SGD hears scale."""
     z = encode(_training_rooms(config))
     mean, std = z.mean(dim=0), z.std(dim=0).clamp_min(1e-12)
     return lambda images: (encode(images) - mean) / std
