@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,8 @@ def rooms_described(px: int, binary: bool, limit: int | None = None) -> Describe
         indices = np.arange(first, last)
         levels = rooms.factors(indices)
         values = (levels >= LEVELS / 2).astype(np.float32) if binary else levels.astype(np.float32)
-        parts.append(
-            (_part(lambda i=indices: rooms.images(i), len(indices), f"{rooms} {first} {last}"), values)
-        )
+        drawn = _part(partial(rooms.images, indices), len(indices), f"{rooms} {first} {last}")
+        parts.append((drawn, values))
     names = [factor.name for factor in FACTORS]
     return Described("Rooms binary" if binary else "Rooms continuous", tuple(parts), names, binary)
 

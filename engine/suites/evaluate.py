@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from diffsiam.evaluation.linear import RECIPES
+from diffsiam.evaluation.predictors import ESTIMATORS
 from engine import screen
 from engine.config_file import config_hash
 from engine.data.pipeline import fetch
@@ -56,8 +58,9 @@ def evaluate(run_dir: Path, request: Request, out: Path | None = None) -> dict[s
         UsageError: a suite or data set that does not exist or does not fit, see the message.
     """
     for name in request.suites or ():
-        if name not in SUITES:
-            raise UsageError(f"--suite {name}: there are {', '.join(SUITES)}")
+        _demand_known("suite", name, SUITES)
+    _demand_known("recipe", request.options.recipe, (*RECIPES, "lbfgs"))
+    _demand_known("dci-model", request.options.estimator, ESTIMATORS)
     trained = open_run(run_dir)
     features, chosen = Features(trained), _applicable(trained, request)
     classified = _labelled(trained, request) if set(chosen) & set(CLASSIFYING) else []
@@ -82,6 +85,11 @@ def evaluate(run_dir: Path, request: Request, out: Path | None = None) -> dict[s
     return record
 
 
+def _demand_known(option: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise UsageError(f"--{option} {value}: there are {', '.join(known)}")
+
+
 def _applicable(trained: Trained, request: Request) -> tuple[str, ...]:
     """The suites asked for, or all that this run and its data allow."""
     if request.suites is not None:
@@ -91,8 +99,8 @@ def _applicable(trained: Trained, request: Request) -> tuple[str, ...]:
     possible = {
         **dict.fromkeys(CLASSIFYING, own or folders or not request.data),
         "attributes": own or bool(faces),
-        "disentanglement": trained.config.data.source == "rooms",
-        "reconstruction": trained.model.decoder is not None,
+        "disentanglement": own,
+        "reconstruction": not request.data and trained.model.decoder is not None,
     }
     return tuple(name for name, fits in possible.items() if fits)
 

@@ -27,7 +27,6 @@ from diffsiam.evaluation.reconstruction import (
     reconstructions,
     structural_similarity,
 )
-from engine.errors import UsageError
 from engine.suites.crops import crops, zoomed
 from engine.suites.described import Described
 from engine.suites.features import Features
@@ -79,8 +78,6 @@ def linear(features: Features, data: Labelled, options: Options) -> Row:
 
 def _recipe(trained: Trained, name: str) -> LinearRecipe:
     """A recipe, with a smaller rate for A where the features have variance 1."""
-    if name not in RECIPES:
-        raise UsageError(f"--recipe {name}: there are {', '.join(RECIPES)} and lbfgs")
     if name == "A" and trained.config.encoder.norm == "batch":
         return replace(RECIPES[name], lr=NORMALISED_RATE)
     return RECIPES[name]
