@@ -33,7 +33,10 @@ def main(
     report: Annotated[bool, typer.Option("--report", help="only decide from the results there are")] = False,
 ) -> None:
     """Train and measure what is missing, then decide."""
+    from bench.claims import page
+    from bench.claims.decide import Results
     from bench.claims.experiment import Experiment, carry_out
+    from engine import screen
 
     try:
         experiment = Experiment(config, tuple(overrides or ()), results, runs, simsiam_weight)
@@ -42,6 +45,8 @@ def main(
     except (UsageError, CheckpointError, DataError, NumericsError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(error.exit_code) from None
+    if results == RESULTS:
+        screen.line(f"written: {page.write(Results(results), experiment.names(), config)}")
     for what in failed:
         print(f"failed: {what}", file=sys.stderr)
     raise typer.Exit(bool(failed))

@@ -64,11 +64,16 @@ class Results:
     def transfer(self, model: str, seeds: tuple[int, ...], shots: str | None = None) -> np.ndarray:
         """Scores of the transfer tasks, (seeds, tasks): many-shot, or few-shot at ``shots``."""
         path = ("many_shot",) if shots is None else ("few_shot", shots, "linear", "mean")
-        tasks = [task.name for task in TRANSFERS]
-        return np.array(
-            [[_at(self.by_model[model][seed]["transfer"][task], path) for task in tasks] for seed in seeds],
-            float,
-        )
+        found = [self.by_model[model][seed]["transfer"] for seed in seeds]
+        return np.array([[_at(scores[task.name], path) for task in TRANSFERS] for scores in found], float)
+
+    def gain(self, ours: str, theirs: str, seeds: tuple[int, ...]) -> dict[str, np.ndarray]:
+        """Ours minus theirs, (seeds, tasks) for many-shot and every number of shots."""
+        kinds = {"many-shot": None, **{f"{shots}-shot": shots for shots in SHOTS}}
+        return {
+            name: self.transfer(ours, seeds, shots) - self.transfer(theirs, seeds, shots)
+            for name, shots in kinds.items()
+        }
 
 
 def _at(record: Any, path: tuple[str, ...]) -> Any:
