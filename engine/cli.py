@@ -152,9 +152,11 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="RUN/evaluation by default.")] = None,
 ) -> None:
     """Linear, kNN, many-shot, few-shot, attributes, disentanglement, reconstruction: numbers and tables."""
-    from engine.suites.evaluate import Options, Request, parse_names
-    from engine.suites.evaluate import evaluate as run
-
+    try:
+        from engine.suites.evaluate import Options, Request, parse_names
+        from engine.suites.evaluate import evaluate as run
+    except ModuleNotFoundError as error:
+        raise UsageError(f"{error.name} is not installed; pip install 'diffsiam[evaluation]'") from error
     options = Options(recipe, views, episodes, dci_model)
     run(run_dir, Request(parse_names(suite), tuple(data or ()), limit, options), out)
 
