@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from bench import gpu_checks, gpu_steps, machine
+from bench import gpu_checks, gpu_data, gpu_steps, machine
 from bench.parts import Clock
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -32,9 +32,10 @@ PHASES: dict[str, tuple[Callable[[Path, Clock], Report], Callable[[Report, bool]
     "kernels": (gpu_checks.kernels, gpu_checks.show_kernels),
     "step": (gpu_steps.step, gpu_steps.show_step),
     "train": (gpu_steps.train, gpu_steps.show_train),
+    "data": (gpu_data.data, gpu_data.show_data),
     "tune": (gpu_checks.tune, gpu_checks.show_tune),
 }
-USUAL = ("tests", "kernels", "step", "train")
+USUAL = ("tests", "kernels", "step", "train", "data")
 
 
 def perform(phase: str, out: Path, budget: float) -> Report:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from engine.edit.commands import register
 from engine.errors import CheckpointError, DataError, NumericsError, UsageError
 
 if TYPE_CHECKING:
@@ -75,6 +76,69 @@ def rooms(
     columns = ["factor", "designed as", "mean squared change of a pixel", "values"]
     screen.table(columns, rows, f"rooms of {px} px, pixels in [0, 1]")
     screen.line(f"written: {save(rooms_sheet(px, seed), out)}")
+
+
+Split = Annotated[str, typer.Option(help="Part of a published set: train, valid, test or all.")]
+Kind = Annotated[str, typer.Option(help="What it is, where the content does not tell (data.source).")]
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="Folder, LMDB, tar, CIFAR batches, prepared set.")],
+    split: Split = "train",
+    source: Kind = "auto",
+    px: Annotated[int, typer.Option(help="Side of the images on the sheet in pixels.")] = 128,
+    sheet: Annotated[Path, typer.Option(help="Where to write the contact sheet.")] = Path("images.png"),
+    everything: Annotated[bool, typer.Option("--all", help="Decode every image, not 1,000.")] = False,
+    threads: Annotated[int, typer.Option(help="That decode.")] = 2,
+) -> None:
+    """What a set of images is: kind, number, sizes, modes, classes, broken ones, and a contact sheet."""
+    from engine.data.looking import inspect as look
+
+    look(_source(source, path, px, split), everything, px, sheet, threads)
+
+
+@app.command()
+def prepare(
+    path: Annotated[Path, typer.Argument(metavar="SOURCE", help="Whatever `diffsiam inspect` knows.")],
+    out: Annotated[Path, typer.Argument(metavar="DEST", help="Folder to make, or to go on with.")],
+    px: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 128,
+    kind: Annotated[
+        str, typer.Option("--format", help="jpeg (4:4:4), raw (pixels) or auto: raw up to 64 px.")
+    ] = "auto",
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEGs.")] = 95,
+    split: Split = "train",
+    source: Kind = "auto",
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
+    broken: Annotated[
+        int | None, typer.Option(help="Images that may be broken (default 0.1 %, at most 1000).")
+    ] = None,
+) -> None:
+    """Make a set that loads fast: decoded and resized once, verified, with a contact sheet.
+
+    The same command goes on where it was stopped.
+    """
+    from engine import screen
+    from engine.data.prepare import SHEET
+    from engine.data.prepare import prepare as run
+
+    if kind not in ("auto", "jpeg", "raw"):
+        raise UsageError(f"--format {kind}: use jpeg, raw or auto")
+    made = run(_source(source, path, px, split), out, px, kind, quality, workers, broken)
+    size = sum(shard["bytes"] for shard in made["shards"])
+    broke = f", {len(made['broken'])} broken ones left out" if made["broken"] else ""
+    screen.line(
+        f"written: {out}: {made['count']:,} images of {px} px, {made['format']}, {size:,} bytes{broke}"
+    )
+    screen.line(f"look at {out / SHEET}; train with data.path={out} data.px={px}")
+
+
+def _source(kind: str, path: Path, px: int, split: str) -> Any:
+    from engine.data.sources import open_source
+
+    if split not in ("train", "valid", "test", "all"):
+        raise UsageError(f"--split {split}: use train, valid, test or all")
+    return open_source(kind, path, px, 0, 1, split)  # type: ignore[arg-type]
 
 
 @app.command()
@@ -159,6 +223,9 @@ def evaluate(
         raise UsageError(f"{error.name} is not installed; pip install 'diffsiam[evaluation]'") from error
     options = Options(recipe, views, episodes, dci_model)
     run(run_dir, Request(parse_names(suite), tuple(data or ()), limit, options), out)
+
+
+register(app)
 
 
 @config_app.command()

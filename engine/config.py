@@ -46,17 +46,21 @@ class Section(BaseModel):
 class DataConfig(Section):
     """The training images."""
 
-    source: Literal["rooms", "folder"] = "folder"
-    """"folder": JPEG, PNG, WebP or BMP files at `path`; "rooms": procedural bedrooms, drawn from `seed`, with
-    known factors."""
+    source: Literal["auto", "rooms", "folder", "lmdb", "celeba", "cifar", "tar", "prepared"] = "auto"
+    """"auto": what lies at `path`, told by its content: "folder" (JPEG, PNG, WebP or BMP files; FFHQ), "lmdb"
+    (of DiffAE, PDAE, DiTi, or LSUN's own), "celeba", "cifar" (batches), "tar" (WebDataset), "prepared" (by
+    `diffsiam prepare`). "rooms": procedural bedrooms, drawn from `seed`, with known factors."""
     path: str | None = None
-    """Folder of images, for source "folder"."""
+    """Folder or file of the images; not for source "rooms"."""
+    split: Literal["train", "valid", "test", "all"] = "train"
+    """Part of a set that is published in parts (CelebA's list, CIFAR's batches, folders or shards named train
+    and test, LSUN's databases); sets without parts are read whole."""
     px: Annotated[int, Field(ge=8)] = 128
     """Side of the square training image, in pixels (16 to 128 for source "rooms")."""
     count: Positive = 20_000
-    """Images in the training set; source "rooms" only (a folder has what it has)."""
+    """Images in the training set; source "rooms" only (other sources have what they have)."""
     held_out: NonNegative = 0
-    """Images kept out of training (of a folder) or drawn beyond it ("rooms"). Task "diffusion" measures its
+    """Images kept out of training, or drawn beyond it ("rooms"). Task "diffusion" measures its
     loss on them in ten bands of t with every sheet of samples (`log.grid_every`)."""
     flip: bool = True
     """Mirror each image left-right with probability 1/2 (PDAE does)."""
@@ -66,6 +70,18 @@ class DataConfig(Section):
     the image itself; "auto": "crop" up to 32 px, else "blur"."""
     threads: Positive = 4
     """Threads that decode images, per rank. Does not change the result."""
+    workers: NonNegative = 0
+    """Processes that read files in place of threads, per rank: where Python cannot keep up with a fast GPU.
+    Does not change the result."""
+    prefetch: Positive = 2
+    """Micro-batches made ahead, per rank. Does not change the result."""
+    resident: Literal["auto", "device", "host", "off"] = "auto"
+    """Keep all images decoded, as uint8. "device": in the GPU's memory; "host": in the computer's, with the
+    pixels of "off"; "auto": where a set fits with ease (15 % of the GPU's free memory, 25 % of the host's, at
+    most 8 GiB) and its views need no cut of larger images."""
+    broken: NonNegative | None = None
+    """Images that may be broken before the run ends with exit code 5: each is listed in quarantine.jsonl and
+    replaced by the next of the same permutation (null: 0.1 % of the set, at most 1000)."""
 
 
 class FrozenConfig(Section):
@@ -291,6 +307,9 @@ class ReportConfig(Section):
     factors: bool = False
     """Rooms only: the frozen model's attribute-loss profile, the subset-by-factor map, and a counterfactual
     sheet with its table."""
+    guidance_scale: PositiveFloat = 1.0
+    """Factor of G when the report decodes edited images; 1 is what G was trained for, more makes z prevail
+    over what x_t already shows. The loss and the probe do not depend on it."""
 
 
 class Config(Section):

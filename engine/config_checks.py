@@ -92,7 +92,7 @@ def _data(config: Config) -> None:
         raise Conflict(
             "data.path",
             f'data.path = "{data.path}" is not read by data.source = "rooms"; to train on it set '
-            "data.source=folder",
+            "data.source=auto",
         )
     if data.source == "rooms" and not smallest <= data.px <= largest:
         raise Conflict(

@@ -114,7 +114,16 @@ def dump(config: Config) -> str:
 
 
 # What a run may differ in and still compute the same thing.
-_NOT_HASHED = ("notes", "method", "run.*", "log.*", "report.*", "data.threads")
+_NOT_HASHED = (
+    "notes",
+    "method",
+    "run.*",
+    "log.*",
+    "report.*",
+    "data.threads",
+    "data.workers",
+    "data.prefetch",
+)
 # What may change on resuming: length, step size, hardware and places, nothing that shapes tensors or draws.
 _MAY_CHANGE = (
     *_NOT_HASHED,
@@ -129,6 +138,8 @@ _MAY_CHANGE = (
     "optimizer.weight_decay",
     "optimizer.grad_clip",
     "data.path",
+    "data.resident",
+    "data.broken",
     "frozen.weights",
     "parallel.*",
     "kernels.*",
@@ -250,8 +261,8 @@ def _require_inputs(config: Config, path: Path, origins: Origins) -> None:
     """Images and weights are named and exist; everything that is not named is reported at once."""
     data, weights = config.data.path, config.frozen.weights
     missing = []
-    if config.data.source == "folder" and data is None:
-        how = "a folder of JPEG, PNG or WebP images"
+    if config.data.source != "rooms" and data is None:
+        how = "a folder of images, an LMDB or tar files"
         missing.append(("images", f"data.path=DIR ({how})"))
     if config.needs_frozen and weights is None:
         missing.append(("a diffusion model", f"frozen.weights=FILE ({_weights_hint(path)})"))

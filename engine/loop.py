@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from engine import checkpoint, screen
 from engine.config import Config
 from engine.config_file import config_hash
-from engine.data.pipeline import Loader, fetch
-from engine.data.sources import Source
+from engine.data.broken import Quarantine
+from engine.data.fetching import fetch
+from engine.data.pipeline import Loader
+from engine.data.source import Source
 from engine.ema import Ema
 from engine.errors import NumericsError
 from engine.learning_rate import learning_rate
@@ -37,12 +39,14 @@ def train(
     policy: Policy,
     resumed: checkpoint.Checkpoint | None,
     state: dict,
+    quarantine: Quarantine | None = None,
 ) -> nn.Module | None:
     """Train to ``train.steps`` and return the averaged model, or None if the run was asked to stop before.
 
     Args:
         resumed: where to go on from.
         state: JSON-able facts that every checkpoint carries beside the config.
+        quarantine: of the source's broken images; None: none is passed over.
 
     Raises:
         CheckpointError, DataError, NumericsError: see :mod:`engine.errors`.
@@ -65,8 +69,9 @@ def train(
         restore(resumed, trainer, ema)
 
     # Build the data and everything that is written.
-    loader = build_loader(config, source, ranks, task.views, start)
-    samples = torch.from_numpy(fetch(source, config.data.px, range(min(config.log.grid_images, len(source)))))
+    loader = build_loader(config, source, ranks, task.views, start, quarantine)
+    shown = range(min(config.log.grid_images, len(source)))
+    samples = torch.from_numpy(fetch(source, config.data.px, shown, quarantine=quarantine))
     metrics, sinks = Metrics(ranks.device), open_sinks(config, run_dir, start) if ranks.is_main else []
     progress = screen.Progress(config.train.steps, config.train.batch_size, start, task.headline)
 
@@ -151,7 +156,14 @@ def zero_stage(config: Config, ranks: Ranks) -> int:
     return (1 if ranks.world > 1 else 0) if stage == "auto" else stage
 
 
-def build_loader(config: Config, source: Source, ranks: Ranks, views: bool, start: int) -> Loader:
+def build_loader(
+    config: Config,
+    source: Source,
+    ranks: Ranks,
+    views: bool,
+    start: int,
+    quarantine: Quarantine | None = None,
+) -> Loader:
     """This rank's endless micro-batches from step ``start`` on."""
     return Loader(
         source,
@@ -167,6 +179,9 @@ def build_loader(config: Config, source: Source, ranks: Ranks, views: bool, star
         device_id=ranks.device.index if ranks.device.type == "cuda" else None,
         start_step=start,
         accumulation=config.train.accumulation,
+        workers=config.data.workers,
+        depth=config.data.prefetch,
+        quarantine=quarantine,
     )
 
 

@@ -60,6 +60,11 @@ class Ranks:
         return tensor
 
 
+def ranks_here() -> int:
+    """How many ranks share this host, in a formed group."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
+
+
 def start_ranks() -> Ranks:
     """Join the process group that the launcher prepared; without a launcher this is the only rank."""
     if "RANK" not in os.environ:
@@ -77,8 +82,7 @@ def start_ranks() -> Ranks:
     deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
     if not cuda and "OMP_NUM_THREADS" not in os.environ:
         # Each rank would start a thread per core, and they would wait for each other.
-        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here()))
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)

@@ -96,7 +96,7 @@ def show_plan(config: Config) -> None:
     if not ranks.is_main:
         return
     data = config.data
-    source = open_source(data.source, data.path, data.px, config.seed, data.count)
+    source = open_source(data.source, data.path, data.px, config.seed, data.count, data.split)
     images = len(split(source, data.held_out)[0])
     policy = choose_policy(config, ranks.device)
     networks = build_networks(config)

@@ -18,12 +18,16 @@ from engine.build import build_frozen, build_schedule, build_subsets
 from engine.config import Config
 from engine.config_checks import micro_batch
 from engine.config_file import cautions, dump
+from engine.data import resident
+from engine.data.broken import Quarantine
+from engine.data.fetching import fetch
 from engine.data.held_out import split
-from engine.data.pipeline import fetch, route
-from engine.data.sources import Source, open_source
+from engine.data.pipeline import route
+from engine.data.source import Source
+from engine.data.sources import open_source
 from engine.errors import UsageError
 from engine.loop import train, zero_stage
-from engine.parallel import Ranks, start_ranks
+from engine.parallel import Ranks, ranks_here, start_ranks
 from engine.published import demand_same_file, read_frozen, record
 from engine.report import rooms
 from engine.resume import check_resumable
@@ -41,7 +45,7 @@ def run(config: Config) -> None:
         UsageError, DataError, CheckpointError, NumericsError: see :mod:`engine.errors`.
     """
     data = config.data
-    whole = open_source(data.source, data.path, data.px, config.seed, data.count)
+    whole = open_source(data.source, data.path, data.px, config.seed, data.count, data.split)
     source, held_out = split(whole, data.held_out)
     ranks = start_ranks()
     micro_batch(config, ranks.world)
@@ -88,7 +92,13 @@ def _train_and_report(config: Config, source: Source, held_out: Source | None, r
     original = build_frozen(config, parts)
     frozen = None if original is None else prepare_frozen(original, policy)
 
-    boundaries = resumed.state["boundaries"] if resumed else _boundaries(config, frozen, source, ranks)
+    quarantine = Quarantine(source, config.data.broken, run_dir / "quarantine.jsonl")
+    residence = resident.choose(
+        config.data.resident, source, config.data.px, _recipe(config), ranks.device, ranks_here()
+    )
+    boundaries = (
+        resumed.state["boundaries"] if resumed else _boundaries(config, frozen, source, ranks, quarantine)
+    )
     task: Task = (
         Pretraining(config, policy, _pixels(held_out, config) if ranks.is_main else None)
         if config.task == "diffusion"
@@ -103,7 +113,7 @@ def _train_and_report(config: Config, source: Source, held_out: Source | None, r
     if ranks.is_main:
         (run_dir / "config.json").write_text(dump(config))
         screen.block(
-            _rows(config, source, ranks, policy, resumed, boundaries, parts),
+            _rows(config, source, residence, ranks, policy, resumed, boundaries, parts),
             "DiffSiam" if frozen is not None else "training",
         )
         for text in cautions(config):
@@ -116,7 +126,10 @@ def _train_and_report(config: Config, source: Source, held_out: Source | None, r
         if config.report.factors and frozen is not None:
             rooms.before(frozen, build_schedule(config).to(ranks.device), config.data.px, run_dir)
 
-    average = train(config, task, source, ranks, policy, resumed, state)
+    if residence.where != "off":
+        there = ranks.device if residence.where == "device" else torch.device("cpu")
+        source = resident.load(source, config.data.px, there, config.data.threads, quarantine)
+    average = train(config, task, source, ranks, policy, resumed, state, quarantine)
     if average is None or not ranks.is_main:
         return
     task.export(average, run_dir)
@@ -128,7 +141,16 @@ def _train_and_report(config: Config, source: Source, held_out: Source | None, r
 def _pixels(held_out: Source | None, config: Config) -> Tensor | None:
     """All images that are held out, uint8 (N, px, px, 3)."""
     return (
-        None if held_out is None else torch.from_numpy(fetch(held_out, config.data.px, range(len(held_out))))
+        None
+        if held_out is None
+        else torch.from_numpy(
+            fetch(
+                held_out,
+                config.data.px,
+                range(len(held_out)),
+                quarantine=Quarantine(held_out, config.data.broken),
+            )
+        )
     )
 
 
@@ -137,10 +159,18 @@ def _run_dir(config: Config) -> Path:
     return Path(config.run.dir)
 
 
+def _recipe(config: Config) -> str | None:
+    """Of the two views, None where a run makes none."""
+    views = config.task == "diffsiam" and config.simsiam.weight > 0
+    return config.data.augment if views else None
+
+
 PROFILE_IMAGES, PROFILE_TIMES = 64, 25
 
 
-def _boundaries(config: Config, frozen: UNet | None, source: Source, ranks: Ranks) -> list[int] | None:
+def _boundaries(
+    config: Config, frozen: UNet | None, source: Source, ranks: Ranks, quarantine: Quarantine
+) -> list[int] | None:
     """Subset boundaries of choice "profile": given, or measured on the frozen model and the first images; the
     same on every rank.
     """
@@ -151,9 +181,8 @@ def _boundaries(config: Config, frozen: UNet | None, source: Source, ranks: Rank
     from diffsiam.evaluation.profile import error_profile
     from kernels.noise_jump.ref import to_unit_range
 
-    images = torch.from_numpy(fetch(source, config.data.px, range(min(PROFILE_IMAGES, len(source))))).to(
-        ranks.device
-    )
+    first = fetch(source, config.data.px, range(min(PROFILE_IMAGES, len(source))), quarantine=quarantine)
+    images = torch.from_numpy(first).to(ranks.device)
     times = np.unique(np.linspace(0, config.schedule.steps - 1, PROFILE_TIMES).round().astype(int)).tolist()
     schedule = build_schedule(config).to(ranks.device)
     try:
@@ -167,6 +196,7 @@ def _boundaries(config: Config, frozen: UNet | None, source: Source, ranks: Rank
 def _rows(
     config: Config,
     source: Source,
+    residence: resident.Residence,
     ranks: Ranks,
     policy: Policy,
     resumed: checkpoint.Checkpoint | None,
@@ -175,7 +205,6 @@ def _rows(
 ) -> list[tuple[str, str]]:
     """What will run, for the screen."""
     cuda = ranks.device.type == "cuda"
-    views = config.task == "diffsiam" and config.simsiam.weight > 0
     device = torch.cuda.get_device_name(ranks.device) if cuda else f"CPU, {torch.get_num_threads()} threads"
     world = "1 rank" if ranks.world == 1 else f"{ranks.world} ranks"
     rows = [
@@ -187,8 +216,11 @@ def _rows(
         ),
         (
             "data",
-            f"{source.describe()}, {config.data.px} px, {route(source, config.data.px, views, cuda)}",
+            f"{source.describe()}, {config.data.px} px, "
+            + route(source, config.data.px, _recipe(config), cuda)
+            + (f"; data.source={config.data.source} found {source.name}" if config.data.path else ""),
         ),
+        ("resident", f"{residence.where}: {residence.reason}"),
         ("device", f"{device}, {world}, ZeRO {zero_stage(config, ranks)}"),
         *policy.reasons,
         (

@@ -20,7 +20,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.panel import Panel
-from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
@@ -171,6 +171,35 @@ class Progress:
         to_go = _duration((self._total - step) * self._seconds_per_step)
         rate = f"{_short(speed['images_per_second'])} images/s"
         return "  ".join((rate, f"{to_go} to go", *values, f"data wait {speed['data_wait']:.0%}"))
+
+
+@contextlib.contextmanager
+def counting(total: int, what: str, plain_seconds: float = 10.0) -> Iterator[Callable[[int], None]]:
+    """A bar over ``total`` of something; gives the function that is told how many more are done.
+
+    Where standard output is no terminal it is a line every ten seconds or so.
+    """
+    console, done, begun = _console(), 0, time.monotonic()
+    printed = begun
+    bar: Bar | None = None
+    if console.is_terminal and not console.quiet:
+        columns = (TextColumn(what), BarColumn(24), TextColumn("{task.completed:.0f}/{task.total:.0f}"))
+        bar = Bar(*columns, TimeRemainingColumn(), console=console, transient=True)
+        task = bar.add_task(what, total=total)
+
+    def tell(more: int) -> None:
+        nonlocal done, printed
+        done += more
+        now = time.monotonic()
+        if bar:
+            bar.update(task, completed=done)
+        elif now - printed >= plain_seconds:
+            printed = now
+            to_go = _duration((now - begun) / done * (total - done))
+            console.print(Text(f"{what} {done}/{total}  {to_go} to go"), soft_wrap=True)
+
+    with bar or contextlib.nullcontext():
+        yield tell
 
 
 def quiet_libraries() -> None:

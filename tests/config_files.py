@@ -37,7 +37,7 @@ def refusal(path: Path, *overrides: str) -> str:
 def inputs(path: Path, folder: Path) -> list[str]:
     """Overrides that supply what a preset asks for."""
     values = json.loads(path.read_text())
-    supplied = [f"data.path={folder}"] if values["data"]["source"] == "folder" else []
+    supplied = [f"data.path={folder}"] if values["data"]["source"] != "rooms" else []
     if values.get("task") != "diffusion" and "weights" not in values["frozen"]:
         supplied.append("frozen.weights=random")
     return supplied

@@ -31,7 +31,7 @@ def boundaries(values: str) -> list[str]:
             "does not divide the 64",
         ),
         (["simsiam.weight=0"], "nothing to train"),
-        (["data.path=/tmp"], "data.source=folder"),
+        (["data.path=/tmp"], "data.source=auto"),
         (["data.px=8"], "draws 16 to 128 px"),
         (["data.source=folder", "report.factors=true"], "set report.factors=false"),
         (["encoder.width=7"], "crashes inside torch; use 8 or more"),

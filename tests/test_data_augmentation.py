@@ -1,12 +1,16 @@
 """The image graph against torchvision: the same parameters give the same picture, to 2/255 on average."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from engine.data.augment import view
 from engine.data.draws import AUGMENTATIONS, Augmentation, blur_window, crop_boxes, view_draws
 from engine.data.feeds import Reader
+from engine.data.source import Source
 from engine.data.stream import ImageStream
 from kernels.philox import STREAM_VIEW_1, STREAM_VIEW_2
 
@@ -16,23 +20,10 @@ torch.set_num_threads(1)
 
 COUNT = 24
 CLOSE = 1.0  # of 255
-ARGUMENTS = {
-    "brightness": {"brightness"},
-    "contrast": {"contrast"},
-    "saturation": {"saturation"},
-    "hue": {"hue_sign", "hue_hold"},
-    "grey": {"grey", "coloured"},
-}
-NEUTRAL = {
-    "brightness": 1,
-    "contrast": 1,
-    "saturation": 1,
-    "hue_sign": 0,
-    "hue_hold": 1,
-    "grey": 0,
-    "coloured": 1,
-}
-COLOUR = tuple(ARGUMENTS)
+NEUTRAL = {"brightness": 1, "contrast": 1, "saturation": 1, "hue": 0, "grey": False}
+COLOUR = tuple(NEUTRAL)
+RESIZERS = pytest.mark.parametrize("in_graph", [False, True], ids=["torch", "DALI"])
+STREAMS = {"view_1": STREAM_VIEW_1, "view_2": STREAM_VIEW_2}
 
 
 def photograph(index: int) -> Image.Image:
@@ -48,10 +39,10 @@ def photograph(index: int) -> Image.Image:
     return Image.fromarray((image + rng.normal(0, 4, image.shape)).clip(0, 255).astype(np.uint8))
 
 
-class Photographs:
+class Photographs(Source):
     """A source of photographs in memory."""
 
-    name, encoded, labels, classes = "photographs", False, None, ()
+    name, encoded = "photographs", False
 
     def __init__(self):
         self.images = [photograph(i) for i in range(COUNT)]
@@ -77,17 +68,26 @@ def source():
     return Photographs()
 
 
-def through_graph(source, px: int, steps: Augmentation, only: str | None = None) -> dict[str, np.ndarray]:
-    """One batch of x_0 and both views; with ``only``, the colour steps other than that one are neutral."""
+def ours(
+    source, px: int, steps: Augmentation, only: str | None = None, in_graph: bool = False
+) -> dict[str, np.ndarray]:
+    """One batch of x_0 and both views; with ``only``, the colour steps other than that one are neutral.
+
+    ``in_graph``: cut and resized by DALI, as on a GPU, in place of torch.
+    """
     reader = Reader(source, px, seed=5, views=steps)
-    feed = reader.items(np.arange(COUNT))
-    if only:
-        for key, value in feed.arguments.items():
-            step = key.split(".")[1]
-            if key.startswith("view") and step in set(NEUTRAL) - ARGUMENTS[only]:
-                feed.arguments[key] = np.full_like(value, NEUTRAL[step])
-    images = ImageStream(reader, lambda: feed, batch=COUNT, threads=1, device_id=None, depth=1)
-    return {name: image.numpy() for name, image in images.run().items()}
+    asked = [np.arange(COUNT)]
+    stream = ImageStream(
+        reader, reader.items, asked, batch=COUNT, threads=1, device_id=None, depth=1, resize=in_graph
+    )
+    batch = stream.run()
+    for name, number in STREAMS.items():
+        drawn = view_draws(5, asked[0], number)
+        if only:
+            others = {key: np.full_like(getattr(drawn, key), NEUTRAL[key]) for key in COLOUR if key != only}
+            drawn = replace(drawn, **others)
+        batch[name] = view(batch.get(name, batch["x_0"]), drawn, steps)
+    return {name: batch[name].numpy() for name in ("x_0", *STREAMS)}
 
 
 def colour(image: torch.Tensor, draws, i: int, step: str) -> torch.Tensor:
@@ -103,33 +103,36 @@ def through_torchvision(image: Image.Image, i: int, px: int, draws, steps: Augme
         image = functional.resized_crop(image, *box, (px, px))
     else:
         image = functional.center_crop(functional.resize(image, px), px)
-    view = functional.to_tensor(image)
+    out = functional.to_tensor(image)
     if steps.flip and draws.flip[i]:
-        view = functional.hflip(view)
+        out = functional.hflip(out)
     if steps.colour:
         for step in COLOUR if only is None else (only,):
-            view = colour(view, draws, i, step)
+            out = colour(out, draws, i, step)
     if steps.blur and draws.blur[i]:
-        view = functional.gaussian_blur(view, blur_window(px), float(draws.sigma[i]))
-    return 255 * view.permute(1, 2, 0).numpy()
+        out = functional.gaussian_blur(out, blur_window(px), float(draws.sigma[i]))
+    return 255 * out.permute(1, 2, 0).numpy()
 
 
-def differences(source, px: int, steps: Augmentation, only: str | None = None) -> np.ndarray:
+def differences(
+    source, px: int, steps: Augmentation, only: str | None = None, in_graph: bool = False
+) -> np.ndarray:
     """Mean absolute difference of each view of each image, in levels of 255."""
-    ours = through_graph(source, px, steps, only)
+    made = ours(source, px, steps, only, in_graph)
     out = []
-    for name, stream in (("view_1", STREAM_VIEW_1), ("view_2", STREAM_VIEW_2)):
+    for name, stream in STREAMS.items():
         draws = view_draws(5, np.arange(COUNT), stream)
         for i, image in enumerate(source.images):
             expected = through_torchvision(image, i, px, draws, steps, only)
-            out.append(np.abs(ours[name][i] - expected).mean())
+            out.append(np.abs(made[name][i] - expected).mean())
     return np.array(out)
 
 
+@RESIZERS
 @pytest.mark.parametrize("px", [16, 32, 64])
-def test_x_0_is_resize_and_centre_crop(source, px):
-    ours = through_graph(source, px, Augmentation())["x_0"]
-    for image, got in zip(source.images, ours, strict=True):
+def test_x_0_is_resize_and_centre_crop(source, px, in_graph):
+    made = ours(source, px, Augmentation(), in_graph=in_graph)["x_0"]
+    for image, got in zip(source.images, made, strict=True):
         expected = np.asarray(functional.center_crop(functional.resize(image, px), px)).astype(float)
         assert np.abs(got - expected).mean() < 0.5
 
@@ -139,8 +142,9 @@ def test_x_0_is_resize_and_centre_crop(source, px):
     [Augmentation(crop=True), Augmentation(flip=True), Augmentation(blur=True)],
     ids=["crop", "flip", "blur"],
 )
-def test_each_geometric_step_is_that_of_torchvision(source, steps):
-    assert differences(source, 64, steps).max() < 0.5
+@RESIZERS
+def test_each_geometric_step_is_that_of_torchvision(source, steps, in_graph):
+    assert differences(source, 64, steps, in_graph=in_graph).max() < 0.5
 
 
 @pytest.mark.parametrize("only", COLOUR)
@@ -149,15 +153,16 @@ def test_each_colour_step_is_that_of_torchvision(source, only):
 
 
 @pytest.mark.parametrize(("recipe", "px"), [("crop", 32), ("blur", 64)])
-def test_whole_recipes_are_those_of_torchvision(source, recipe, px):
-    measured = differences(source, px, AUGMENTATIONS[recipe])
+@RESIZERS
+def test_whole_recipes_are_those_of_torchvision(source, recipe, px, in_graph):
+    measured = differences(source, px, AUGMENTATIONS[recipe], in_graph=in_graph)
     assert measured.mean() < 0.7 * CLOSE
     assert measured.max() < CLOSE
 
 
 def test_the_steps_change_the_picture_far_more_than_the_tolerance(source):
     """The comparisons above can fail."""
-    plain = through_graph(source, 64, Augmentation())["view_1"].astype(float)
+    plain = ours(source, 64, Augmentation())["view_1"].astype(float)
     for only in COLOUR:
-        changed = through_graph(source, 64, Augmentation(colour=True), only)["view_1"]
+        changed = ours(source, 64, Augmentation(colour=True), only)["view_1"]
         assert np.abs(changed - plain).mean(axis=(1, 2, 3)).max() > 2 * CLOSE

@@ -7,9 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.data import pipeline, stream
-from engine.data.pipeline import Loader, fetch
+from engine.data import fetching, stream
+from engine.data.fetching import fetch
+from engine.data.pipeline import Loader
 from engine.data.rooms import Rooms
+from engine.data.source import Source
 from engine.data.sources import FolderSource, RoomsSource
 from engine.errors import DataError, UsageError
 
@@ -23,10 +25,10 @@ def picture(index: int, height: int, width: int) -> Image.Image:
     return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
 
 
-class Pictures:
+class Pictures(Source):
     """A source of 16-px pictures in memory; only with ``px`` it says that they are."""
 
-    name, encoded, labels, classes = "pictures", False, None, ()
+    name, encoded = "pictures", False
 
     def __init__(self, count: int = 20, px: int | None = None):
         self.px = px
@@ -173,12 +175,12 @@ def test_pictures_handed_out_directly_are_not_the_source_s_own_memory():
     assert np.array_equal(pictures.read(np.arange(4)), before)
 
 
-@pytest.mark.parametrize(("px", "views"), [(16, True), (32, False)])
-def test_pictures_to_be_resized_or_augmented_go_through_the_image_graph(px, views):
+@pytest.mark.parametrize(("px", "augment"), [(16, "crop"), (32, "none")])
+def test_pictures_to_be_resized_or_cut_go_through_the_image_graph(px, augment):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stream, "_graph", lambda: (_ for _ in ()).throw(UsageError("asked for the graph")))
         with pytest.raises(UsageError, match="asked for the graph"):
-            Loader(Pictures(px=16), px, 0, batch_size=4, views=views)
+            Loader(Pictures(px=16), px, 0, batch_size=4, augment=augment)
 
 
 def test_the_recipe_none_gives_views_that_are_the_plain_image():
@@ -188,7 +190,7 @@ def test_the_recipe_none_gives_views_that_are_the_plain_image():
 
 
 def test_fetch_gives_the_asked_items_unmirrored_in_their_order(monkeypatch):
-    monkeypatch.setattr(pipeline, "FETCH_BATCH", 4)
+    monkeypatch.setattr(fetching, "FETCH_BATCH", 4)
     pictures, indices = Pictures(), [7, 7, 0, 19, 3, 2, 1, 18, 5]
     assert np.array_equal(fetch(pictures, 16, indices), np.stack(pictures.read(indices)))
     assert fetch(pictures, 16, []).shape == (0, 16, 16, 3)
@@ -219,7 +221,7 @@ BROKEN = {
     "a truncated JPEG": ("JPEG", lambda data: data[: len(data) * 2 // 3], "truncated"),
     "a truncated PNG": ("PNG", lambda data: data[: len(data) * 2 // 3], "truncated"),
     "text": ("JPEG", lambda _: b"not an image at all", "not an image"),
-    "an empty file": ("JPEG", lambda _: b"", "not an image"),
+    "an empty file": ("JPEG", lambda _: b"", "it is empty"),
     "an image of another kind": ("GIF", lambda data: data, "GIF is not supported, convert it to JPEG or PNG"),
 }
 
@@ -231,7 +233,7 @@ def test_a_broken_image_is_named_with_its_fault(tmp_path, name):
         picture(i, 20, 20).save(tmp_path / f"{i}.jpg")
     (tmp_path / "bad.jpg").write_bytes(damage(encoded(BIG, kind)))
     source = FolderSource(tmp_path)
-    with pytest.raises(DataError, match=rf"cannot (read|decode) an image; .*bad\.jpg; .*{fault}"):
+    with pytest.raises(DataError, match=rf"cannot read or decode 1 of 8 images, .*bad\.jpg; .*{fault}"):
         take(source, steps=1)
     with pytest.raises(DataError, match=r"bad\.jpg"):
         fetch(source, 16, range(8))

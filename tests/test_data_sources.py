@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.data import sources
+from engine.data import rooms_source
+from engine.data import source as source_module
 from engine.data.sources import FolderSource, RoomsSource, open_source
 from engine.errors import DataError, UsageError
 
@@ -15,7 +16,7 @@ def write(root, *names):
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix.lower() in sources.SUFFIXES:
+        if path.suffix.lower() in source_module.SUFFIXES:
             Image.new("RGB", (4, 3), "red").save(path)
         else:
             path.write_text("text")
@@ -109,7 +110,7 @@ def test_an_empty_folder_says_so(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "path", "said"),
-    [("folder", None, "set data.path=FOLDER"), ("lsun", "x", "use folder or rooms")],
+    [("folder", None, "set data.path=PATH"), ("lsun", "x", "use auto, rooms, folder, lmdb")],
 )
 def test_a_source_that_cannot_be_opened_says_what_to_set(name, path, said):
     with pytest.raises(UsageError, match=said):
@@ -118,7 +119,7 @@ def test_a_source_that_cannot_be_opened_says_what_to_set(name, path, said):
 
 def test_rooms_are_the_same_however_they_are_read(monkeypatch):
     kept = open_source("rooms", None, 16, 5, 20)
-    monkeypatch.setattr(sources, "CACHE_BYTES", 0)
+    monkeypatch.setattr(rooms_source, "CACHE_BYTES", 0)
     drawn = open_source("rooms", None, 16, 5, 20)
     for indices in ([3, 1, 3], [1, 19]):
         expected = drawn.rooms.images(np.array(indices))

@@ -9,7 +9,7 @@ size is known.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -91,6 +91,10 @@ class ViewDraws:
     blur: np.ndarray
     sigma: np.ndarray
     crop: np.ndarray
+
+    def rows(self, rows: slice) -> ViewDraws:
+        """The parameters of some of the samples."""
+        return ViewDraws(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
 
 def view_draws(seed: int, positions: np.ndarray, stream: int) -> ViewDraws:

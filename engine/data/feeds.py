@@ -1,25 +1,23 @@
-"""What the image graph is fed: the images of a micro-batch as read, and every parameter of every step."""
+"""What the image graph is fed: the images of a micro-batch as read, and where to cut each of them."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from engine.data import draws
-from engine.data.draws import Augmentation, ViewDraws
+from engine.data.broken import Broken, Quarantine, image_size
+from engine.data.draws import Augmentation
 from engine.data.order import locate, order
-from engine.data.sources import Source
+from engine.data.source import Source
 from engine.errors import DataError
 
 Arguments = dict[str, np.ndarray]
-
-PILLOW_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-ORIENTATION_TAG = 0x0112
-SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
+Candidates = Callable[
+    [np.ndarray, np.ndarray], np.ndarray
+]  # (rows, broken ones passed over by each) -> indices
 
 
 @dataclass(frozen=True)
@@ -29,8 +27,8 @@ class Feed:
     Attributes:
         positions, indices: (B,) int64, place in the endless stream and in the source.
         images: B file contents (1-D uint8) or B pictures (HWC uint8).
-        arguments: parameters by name, such as "x_0.start" or "view_1.brightness", first axis B. A step whose
-            arguments are absent is not run.
+        arguments: "x_0.start" and "x_0.end", and for views that are cut "view_1.crop_at" and
+            "view_1.crop_size", first axis B.
     """
 
     positions: np.ndarray
@@ -40,19 +38,29 @@ class Feed:
 
 
 class Reader:
-    """Reads the samples of a source and draws their parameters, without state: threads may share it.
+    """Reads the samples of a source and says where to cut them; a function of (seed, positions).
+
+    Threads may share it; processes get it pickled.
 
     Args:
         px: side of the square output in pixels.
         seed: of the order and of all draws.
         views: recipe of the two views, None for no views.
         flip: mirror x_0 with probability one half.
+        quarantine: what to do with broken images; None: none is passed over.
     """
 
     def __init__(
-        self, source: Source, px: int, seed: int = 0, views: Augmentation | None = None, flip: bool = False
+        self,
+        source: Source,
+        px: int,
+        seed: int = 0,
+        views: Augmentation | None = None,
+        flip: bool = False,
+        quarantine: Quarantine | None = None,
     ):
         self.source, self.px, self.seed, self.views, self.flip = source, px, seed, views, flip
+        self.quarantine = Quarantine(source, allowed=0) if quarantine is None else quarantine
 
     @property
     def names(self) -> list[str]:
@@ -61,36 +69,92 @@ class Reader:
 
     def stream(self, positions: np.ndarray) -> Feed:
         """The samples at ``positions`` (B,) int64 of the endless stream."""
+        return self._feed(positions, self._of_epoch(*locate(positions, len(self.source))))
+
+    def _of_epoch(self, epoch: np.ndarray, places: np.ndarray) -> Candidates:
+        """In place of a broken image comes the next one of the same permutation."""
+        count = len(self.source)
+        return lambda rows, tried: order(self.seed, epoch[rows], (places[rows] + tried) % count, count)
+
+    def indices(self, positions: np.ndarray) -> np.ndarray:
+        """What lies at ``positions`` (B,), as far as broken images are known: nothing is read."""
         epoch, places = locate(positions, len(self.source))
-        return self._feed(positions, order(self.seed, epoch, places, len(self.source)))
+        return self._unsuspected(
+            np.arange(len(positions)), np.zeros_like(positions), self._of_epoch(epoch, places)
+        )
 
     def items(self, indices: np.ndarray) -> Feed:
-        """The items ``indices`` (B,) int64 of the source, as they lie."""
-        return self._feed(indices, indices)
+        """The items ``indices`` (B,) int64 of the source; in place of a broken one the next that is whole."""
+        return self._feed(indices, lambda rows, tried: (indices[rows] + tried) % len(self.source))
 
-    def _feed(self, positions: np.ndarray, indices: np.ndarray) -> Feed:
-        images = self.source.read(indices)
-        if self.source.encoded:
-            sizes = [self._size(image, index) for image, index in zip(images, indices, strict=True)]
-        else:
-            sizes = [image.shape[:2] for image in images]
-        return Feed(positions, indices, images, self._arguments(positions, np.array(sizes, dtype=np.int64)))
+    def _feed(self, positions: np.ndarray, candidates: Candidates) -> Feed:
+        rows, tried = np.arange(len(positions)), np.zeros(len(positions), np.int64)
+        indices, sizes = np.empty_like(positions), np.empty((len(positions), 2), np.int64)
+        images: Sequence[np.ndarray] | np.ndarray = []
+        while len(rows):
+            asked = self._unsuspected(rows, tried, candidates)
+            read = self.source.read(asked)
+            if len(rows) == len(positions):
+                images = read
+            else:
+                images = list(images)
+                for row, image in zip(rows, read, strict=True):
+                    images[row] = image
+            indices[rows] = asked
+            rows = self._measure(rows, read, asked, sizes)
+        return Feed(positions, indices, images, self._arguments(positions, sizes))
 
-    def _size(self, contents: np.ndarray, index: int) -> tuple[int, int]:
-        try:
-            return image_size(contents)
-        except PILLOW_ERRORS as error:
-            raise DataError(f"cannot read an image; {self.source.item(index)}; {reason(error)}") from error
+    def _measure(
+        self, rows: np.ndarray, read: Sequence[np.ndarray] | np.ndarray, asked: np.ndarray, sizes: np.ndarray
+    ) -> np.ndarray:
+        """Fill in the sizes of those rows; returns the rows whose image is broken and goes to quarantine."""
+        if not self.source.encoded:
+            sizes[rows] = [image.shape[:2] for image in read]
+            return rows[:0]
+        broken = []
+        for row, image, index in zip(rows, read, asked, strict=True):
+            try:
+                sizes[row] = image_size(image, self.source.region)
+            except Broken as fault:
+                self.quarantine.add(int(index), str(fault))
+                broken.append(row)
+        return np.array(broken, dtype=np.int64)
+
+    def _unsuspected(
+        self,
+        rows: np.ndarray,
+        tried: np.ndarray,
+        candidates: Candidates,
+    ) -> np.ndarray:
+        """The first candidates that are not known to be broken; ``tried`` counts on."""
+        asked = candidates(rows, tried[rows])
+        while len(suspects := [i for i, index in enumerate(asked) if int(index) in self.quarantine]):
+            tried[rows[suspects]] += 1
+            if tried.max() >= len(self.source):
+                raise DataError(f"every image is broken; {self.source.describe()}")
+            asked[suspects] = candidates(rows[suspects], tried[rows[suspects]])
+        return asked
 
     def _arguments(self, positions: np.ndarray, sizes: np.ndarray) -> Arguments:
-        out = _prefixed("x_0", square_arguments(sizes, self.px))
-        if self.flip:
-            out["x_0.flip"] = draws.flips(self.seed, positions).astype(np.int32)
-        if self.views is not None:
-            for view, stream in draws.VIEW_STREAMS.items():
-                drawn = draws.view_draws(self.seed, positions, stream)
-                out |= _prefixed(view, view_arguments(drawn, self.views, sizes, self.px))
+        out = {f"x_0.{name}": value for name, value in square_arguments(sizes, self.px).items()}
+        for view, boxes in self.boxes(positions, sizes).items():
+            out[f"{view}.crop_at"] = boxes[:, :2].astype(np.int32)  # a copy: DALI reads dense arrays only
+            out[f"{view}.crop_size"] = boxes[:, 2:].astype(np.int32)
         return out
+
+    def boxes(self, positions: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
+        """Of each view that is cut from its image: (B, 4) top, left, height, width in pixels."""
+        if self.views is None or not self.views.crop:
+            return {}
+        return {
+            view: draws.crop_boxes(draws.view_draws(self.seed, positions, stream).crop, sizes)
+            for view, stream in draws.VIEW_STREAMS.items()
+        }
+
+    def confirm(self, positions: np.ndarray, indices: np.ndarray) -> None:
+        """Quarantine here what a reader in another process passed over to arrive at ``indices``."""
+        if not np.array_equal(self.indices(positions), indices):
+            self.stream(positions)
 
 
 def square_arguments(sizes: np.ndarray, px: int) -> Arguments:
@@ -103,41 +167,3 @@ def square_arguments(sizes: np.ndarray, px: int) -> Arguments:
     offset = np.rint((resized - px) / 2)
     scale = sizes / resized
     return {"start": (offset * scale).astype(np.float32), "end": ((offset + px) * scale).astype(np.float32)}
-
-
-def view_arguments(drawn: ViewDraws, steps: Augmentation, sizes: np.ndarray, px: int) -> Arguments:
-    """The arguments of one view's steps, first axis B."""
-    out: Arguments = {}
-    if steps.crop:
-        boxes = draws.crop_boxes(drawn.crop, sizes).astype(np.int32)
-        out |= {
-            "crop_at": boxes[:, :2].copy(),
-            "crop_size": boxes[:, 2:].copy(),
-        }  # DALI reads dense arrays only
-    if steps.flip:
-        out["flip"] = drawn.flip.astype(np.int32)
-    if steps.colour:
-        out |= {"brightness": drawn.brightness, "contrast": drawn.contrast, "saturation": drawn.saturation}
-        out |= {"hue_sign": np.sign(drawn.hue).astype(np.int16), "hue_hold": 1 - 6 * np.abs(drawn.hue)}
-        out |= {"grey": drawn.grey.astype(np.uint8), "coloured": (~drawn.grey).astype(np.uint8)}
-    if steps.blur:
-        out["window"] = np.where(drawn.blur, draws.blur_window(px), 1).astype(np.int32)
-        out["sigma"] = drawn.sigma
-    return out
-
-
-def image_size(contents: np.ndarray) -> tuple[int, int]:
-    """(height, width) of an encoded image as displayed, from its header. Raises one of PILLOW_ERRORS."""
-    with Image.open(io.BytesIO(contents.data)) as image:
-        width, height = image.size
-        sideways = image.getexif().get(ORIENTATION_TAG) in SIDEWAYS
-    return (width, height) if sideways else (height, width)
-
-
-def reason(error: Exception) -> str:
-    """Why Pillow cannot read an image, without the address of the buffer it was given."""
-    return "it is not an image" if isinstance(error, UnidentifiedImageError) else str(error)
-
-
-def _prefixed(prefix: str, arguments: Arguments) -> Arguments:
-    return {f"{prefix}.{name}": value for name, value in arguments.items()}

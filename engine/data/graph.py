@@ -1,8 +1,7 @@
-"""The image graph in NVIDIA DALI: decode, x_0, two views; one graph for the CPU and the GPU.
+"""The image graph in NVIDIA DALI: decode on the CPU; decode, cut and resize on the GPU.
 
-Every parameter is fed in (:mod:`engine.data.feeds`) and none is drawn here, since DALI's random state depends
-on the batch size. Colour follows torchvision's ``functional.adjust_*`` in the fixed order brightness,
-contrast, saturation, hue, each rounded and clamped to uint8.
+Where to cut is fed in (:mod:`engine.data.feeds`) and nothing is drawn here, since DALI's random state depends
+on the batch size. An image is decoded once for x_0 and both views.
 """
 
 # DALI's enumerations come from its binary, and its operators may return lists: neither is in its type stubs.
@@ -11,61 +10,76 @@ contrast, saturation, hue, each rounded and clamped to uint8.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from nvidia.dali import fn, math, types
+from nvidia.dali import fn, types
 from nvidia.dali.data_node import DataNode
 from nvidia.dali.pipeline import Pipeline
 from nvidia.dali.plugin.pytorch import feed_ndarray
 from torch import Tensor
 
+from engine.data.source import Region
+
 Nodes = dict[str, DataNode]
 
 
 def build(
-    feed: Callable[[], Sequence],
+    feed: Callable[..., Sequence],
     names: list[str],
-    outputs: list[str],
+    views: Sequence[str],
     *,
-    px: int,
+    px: int | None,
     encoded: bool,
+    region: Region | None,
     batch: int,
     threads: int,
     device_id: int | None,
     depth: int,
+    workers: int = 0,
 ) -> Pipeline:
-    """A pipeline whose every run gives uint8 batches (B, px, px, 3).
+    """A pipeline whose every run gives images, uint8, and then their indices.
+
+    The images are x_0 and the views that are cut, (B, px, px, 3); without ``px`` they are as decoded, one
+    output of B sizes.
 
     Args:
-        feed: called once a run, ahead of time; gives the images, then the arguments ``names``, first axis B.
+        feed: called once a run, ahead of time; gives the images, the indices, the arguments ``names``.
+            Without ``workers`` it takes no argument; with them it is pickled and takes DALI's BatchInfo.
         names: of the arguments, as :attr:`engine.data.feeds.Reader.names`.
-        outputs: "x_0", then the views.
+        views: those that are cut from the image ("view_1"); other views are x_0 before mirroring.
         encoded: whether the images are file contents.
+        region: cut out of every image first.
         batch: largest B.
         device_id: GPU, or None for the CPU.
         depth: runs that are prepared ahead.
+        workers: processes that read; 0: this one.
     """
+    elsewhere: dict[str, Any] = {"py_num_workers": workers, "py_start_method": "spawn"} if workers else {}
     pipeline = Pipeline(
-        batch_size=batch, num_threads=threads, device_id=device_id, prefetch_queue_depth=depth
+        batch_size=batch, num_threads=threads, device_id=device_id, prefetch_queue_depth=depth, **elsewhere
     )
+    reading: dict[str, Any] = {"parallel": True, "batch_info": True} if workers else {}
     with pipeline:
-        image, *values = fn.external_source(source=feed, num_outputs=1 + len(names), batch=True)
+        image, index, *values = fn.external_source(
+            source=feed, num_outputs=2 + len(names), batch=True, **reading
+        )
         image = _pixels(image, encoded=encoded, on_gpu=device_id is not None)
+        if region is not None:
+            image = fn.slice(image, start=list(region[:2]), shape=list(region[2:]), axes=(0, 1))
         nodes = dict(zip(names, values, strict=True))
-        square = _square(image, _under("x_0", nodes), px)
-        x_0 = _flip(square, _under("x_0", nodes))
-        pipeline.set_outputs(x_0, *(_view(image, square, _under(view, nodes), px) for view in outputs[1:]))
+        pipeline.set_outputs(*([image] if px is None else _resized(image, nodes, views, px)), index)
     pipeline.build()
     return pipeline
 
 
-def decodes(contents: np.ndarray) -> bool:
-    """Whether DALI can decode this file (1-D uint8), on the CPU."""
-    pipeline = Pipeline(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
+def decodes(contents: np.ndarray, device_id: int | None = None) -> bool:
+    """Whether DALI can decode this file (1-D uint8) on that device."""
+    pipeline = Pipeline(batch_size=1, num_threads=1, device_id=device_id, prefetch_queue_depth=1)
     with pipeline:
         file = fn.external_source(source=lambda: [contents], batch=True)
-        pipeline.set_outputs(_pixels(file, encoded=True, on_gpu=False))
+        pipeline.set_outputs(_pixels(file, encoded=True, on_gpu=device_id is not None))
     try:
         pipeline.run()
     except RuntimeError:
@@ -80,11 +94,6 @@ def to_torch(output, device: torch.device, stream: torch.cuda.Stream | None) -> 
     return feed_ndarray(dense, copy, cuda_stream=stream)
 
 
-def _under(prefix: str, nodes: Nodes) -> Nodes:
-    start = f"{prefix}."
-    return {name.removeprefix(start): node for name, node in nodes.items() if name.startswith(start)}
-
-
 def _pixels(image: DataNode, *, encoded: bool, on_gpu: bool) -> DataNode:
     if encoded:
         return fn.decoders.image(image, device="mixed" if on_gpu else "cpu", output_type=types.RGB)
@@ -92,85 +101,11 @@ def _pixels(image: DataNode, *, encoded: bool, on_gpu: bool) -> DataNode:
     return image.gpu() if on_gpu else image
 
 
-def _square(image: DataNode, arguments: Nodes, px: int) -> DataNode:
-    """Resize(px), CenterCrop(px), bilinear with antialiasing."""
-    return fn.resize(image, size=(px, px), roi_start=arguments["start"], roi_end=arguments["end"])
-
-
-def _view(image: DataNode, square: DataNode, arguments: Nodes, px: int) -> DataNode:
-    view = square
-    if "crop_at" in arguments:
+def _resized(image: DataNode, nodes: Nodes, views: Sequence[str], px: int) -> list[DataNode]:
+    """Bilinear with antialiasing: Resize(px), CenterCrop(px); and the boxes of the views."""
+    out = [fn.resize(image, size=(px, px), roi_start=nodes["x_0.start"], roi_end=nodes["x_0.end"])]
+    for view in views:
         # Cut first, so that no pixel outside the box enters, as in torchvision's resized_crop.
-        cut = fn.slice(image, arguments["crop_at"], arguments["crop_size"], axes=(0, 1))
-        view = fn.resize(cut, size=(px, px))
-    view = _flip(view, arguments)
-    if "brightness" in arguments:
-        view = fn.brightness(view, brightness=arguments["brightness"])
-        view = _contrast(view, arguments["contrast"])
-        view = _saturation(view, arguments["saturation"])
-        view = _hue(view, arguments["hue_sign"], arguments["hue_hold"])
-        view = view * _beside(arguments["coloured"], view) + _grey(view) * _beside(arguments["grey"], view)
-    if "window" in arguments:
-        view = fn.gaussian_blur(view, window_size=arguments["window"], sigma=arguments["sigma"])
-    return view
-
-
-def _flip(image: DataNode, arguments: Nodes) -> DataNode:
-    return fn.flip(image, horizontal=arguments["flip"]) if "flip" in arguments else image
-
-
-def _beside(scalar: DataNode, image: DataNode) -> DataNode:
-    """``scalar`` on the device of ``image``."""
-    return scalar.gpu() if image.device == "gpu" else scalar
-
-
-def _grey(image: DataNode) -> DataNode:
-    """Luma (0.299, 0.587, 0.114) in all three channels."""
-    luma = fn.color_space_conversion(image, image_type=types.RGB, output_type=types.GRAY)
-    return fn.color_space_conversion(luma, image_type=types.GRAY, output_type=types.RGB)
-
-
-def _contrast(image: DataNode, factor: DataNode) -> DataNode:
-    """factor * image + (1 - factor) * mean luma of the image."""
-    luma = fn.color_space_conversion(image, image_type=types.RGB, output_type=types.GRAY)
-    rest = fn.cast(fn.reductions.mean(luma) * _beside(1.0 - factor, image), dtype=types.INT16)
-    return _clip(fn.brightness(image, brightness=factor, dtype=types.INT16) + rest)
-
-
-def _saturation(image: DataNode, factor: DataNode) -> DataNode:
-    """factor * image + (1 - factor) * luma; twice as fast as DALI's own, which multiplies by a matrix."""
-    grey = fn.brightness(_grey(image), brightness=1.0 - factor, dtype=types.INT16)
-    return _clip(fn.brightness(image, brightness=factor, dtype=types.INT16) + grey)
-
-
-def _clip(image: DataNode) -> DataNode:
-    """int16 to uint8, clamped to 0 .. 255."""
-    return fn.cast(image, dtype=types.UINT8)
-
-
-def _hue(image: DataNode, sign: DataNode, hold: DataNode) -> DataNode:
-    """Turn the hue of HSV by ``sign`` * (1 - ``hold``) / 6 turns, at most a sixth.
-
-    DALI's own hue is a linear turn in YIQ, up to 13 / 255 off on photographs. In HSV the largest channel M
-    and the smallest m of a pixel stay, and each channel as a function of hue is a trapezoid between them. For
-    a turn of at most a sixth that is, without division or branch,
-
-        R' = clip(R + shrink(sign * (B - G), hold * (M - m)), m, M)        shrink(u, w) = u - clip(u, -w, w)
-
-    and cyclically for G and B.
-    """
-    red, green, blue = (fn.cast(image[:, :, channel], dtype=types.INT16) for channel in range(3))
-    largest = math.max(math.max(red, green), blue)
-    smallest = math.min(math.min(red, green), blue)
-    sign, hold = _beside(sign, image), _beside(hold, image)
-    width = fn.cast(hold * (largest - smallest), dtype=types.INT16)
-    least = -width
-
-    def turned(channel: DataNode, before: DataNode, after: DataNode) -> DataNode:
-        # min and max, as DALI's clamp is several times slower.
-        pull = sign * (before - after)
-        moved = channel + pull - math.min(math.max(pull, least), width)
-        return fn.cast(math.min(math.max(moved, smallest), largest), dtype=types.UINT8)
-
-    channels = turned(red, blue, green), turned(green, red, blue), turned(blue, green, red)
-    return fn.stack(*channels, axis=2, axis_name="C")
+        box = fn.slice(image, nodes[f"{view}.crop_at"], nodes[f"{view}.crop_size"], axes=(0, 1))
+        out.append(fn.resize(box, size=(px, px)))
+    return out

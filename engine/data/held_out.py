@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 
-from engine.data.sources import RoomsSource, Source
+from engine.data.rooms_source import RoomsSource
+from engine.data.source import Source
 from engine.errors import UsageError
 
 
-class Part:
+class Part(Source):
     """Some items of a source, as a source of its own.
 
     Args:
@@ -21,11 +23,20 @@ class Part:
 
     def __init__(self, whole: Source, indices: np.ndarray, what: str):
         self.whole, self.indices, self.what = whole, indices, what
-        self.name, self.encoded, self.px = whole.name, whole.encoded, whole.px
+        self.name, self.encoded, self.px, self.region = whole.name, whole.encoded, whole.px, whole.region
 
     @property
-    def classes(self) -> list[str]:
+    def classes(self) -> Sequence[str]:
         return self.whole.classes
+
+    @property
+    def attribute_names(self) -> Sequence[str]:
+        return self.whole.attribute_names
+
+    @property
+    def attributes(self) -> np.ndarray | None:
+        attributes = self.whole.attributes
+        return None if attributes is None else attributes[self.indices]
 
     @cached_property
     def labels(self) -> np.ndarray | None:
@@ -35,7 +46,7 @@ class Part:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def read(self, indices: np.ndarray) -> list[np.ndarray] | np.ndarray:
+    def read(self, indices: np.ndarray) -> Sequence[np.ndarray] | np.ndarray:
         """The items ``indices`` (B,) of this part."""
         return self.whole.read(self.indices[indices])
 

@@ -4,32 +4,25 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from engine.data.draws import augmentation
-from engine.data.feeds import Feed, Reader
-from engine.data.sources import Source
-from engine.data.stream import open_stream, passes_directly
+from engine.data import augment as pixels
+from engine.data.broken import Quarantine
+from engine.data.draws import VIEW_STREAMS, ViewDraws, augmentation, flips, view_draws
+from engine.data.feeds import Reader
+from engine.data.resident import DeviceStream, ResidentSource
+from engine.data.share import Share
+from engine.data.source import Source
+from engine.data.stream import DirectStream, ImageStream, Stream, device_of, one_thread, passes_directly
 from engine.errors import UsageError
 
 DEPTH = 2  # micro-batches that are decoded ahead
-READ_AHEAD = 4  # micro-batches that are read ahead of the decoder
-FETCH_BATCH = 64
-
-
-def positions(
-    step: int, micro_step: int, *, batch_size: int, rank: int, world: int, micro_batch: int
-) -> np.ndarray:
-    """Stream positions of one rank's micro-batch, (m,) int64.
-
-    step * B + (micro_step * world + rank) * m + (0 .. m - 1), for the global batch B and the micro-batch m.
-    """
-    start = step * batch_size + (micro_step * world + rank) * micro_batch
-    return np.arange(start, start + micro_batch, dtype=np.int64)
+CHUNK_PIXELS = 128 * 128  # that a CPU thread augments at a time, so that they stay in its cache
 
 
 class Loader:
@@ -48,10 +41,13 @@ class Loader:
         views: also give the two SimSiam views.
         augment: recipe of the views, see :func:`engine.data.draws.augmentation`.
         flip: mirror x_0 with probability one half.
-        threads: of reading and of the image graph.
+        threads: of reading and decoding, and on the CPU of augmentation.
         device_id: GPU that decodes, augments and holds the output; None for the CPU.
         start_step: first step to give.
         accumulation: micro-steps per step.
+        workers: processes that read files in place of threads.
+        depth: micro-batches that are made ahead.
+        quarantine: which broken images may be passed over; None: none.
 
     Yields:
         dict of "x_0" and, with ``views``, "view_1" and "view_2", uint8 (m, px, px, 3); "position" (in the
@@ -79,6 +75,9 @@ class Loader:
         device_id: int | None = None,
         start_step: int = 0,
         accumulation: int = 1,
+        workers: int = 0,
+        depth: int = DEPTH,
+        quarantine: Quarantine | None = None,
     ):
         micro_batch = batch_size // (world * accumulation) if micro_batch is None else micro_batch
         if world * micro_batch * accumulation != batch_size:
@@ -87,57 +86,113 @@ class Loader:
                 "accumulation steps; train.batch_size; make the product equal the batch"
             )
         recipe = augmentation(augment, px)
-        self.reader = Reader(source, px, seed, recipe if views else None, flip)
+        self.reader = Reader(source, px, seed, recipe if views else None, flip, quarantine)
         self.wait_seconds = 0.0  # host time spent in __next__ so far
-        self._place = {"batch_size": batch_size, "rank": rank, "world": world, "micro_batch": micro_batch}
-        self._accumulation = accumulation
-        self._next_micro_step = start_step * accumulation
-        self._pool = ThreadPoolExecutor(min(threads, READ_AHEAD), thread_name_prefix="read")
-        self._reading: deque[Future[Feed]] = deque()
-        self._images = open_stream(
-            self.reader, self._feed, batch=micro_batch, threads=threads, device_id=device_id, depth=DEPTH
-        )
+        self._device, self._depth, self._threads = device_of(device_id), depth, threads
+        share = Share(batch_size, rank, world, micro_batch, accumulation, start_step * accumulation)
+        self._images = _open_stream(self.reader, share, threads, device_id, depth, workers)
+        self._augmenters = ThreadPoolExecutor(threads, "augment", initializer=one_thread)
+        self._maker = ThreadPoolExecutor(1, "batches", initializer=one_thread)
+        self._made: deque[Future[dict[str, Tensor]]] = deque()
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         return self
 
     def __next__(self) -> dict[str, Tensor]:
         started = time.perf_counter()
-        batch = self._images.run()
+        batch = self._make() if self._device.type == "cuda" else self._made_ahead()
         self.wait_seconds += time.perf_counter() - started
         return batch
 
     def close(self) -> None:
         """Stop reading ahead and free the graph; the loader gives nothing afterwards."""
-        self._pool.shutdown(cancel_futures=True)
+        self._maker.shutdown(cancel_futures=True)
+        self._augmenters.shutdown(cancel_futures=True)
         self._images.close()
 
-    def _feed(self) -> Feed:
-        """The next micro-batch as read; keeps the readers busy behind it."""
-        while len(self._reading) < READ_AHEAD:
-            step, micro_step = divmod(self._next_micro_step, self._accumulation)
-            self._next_micro_step += 1
-            asked = positions(step, micro_step, **self._place)
-            self._reading.append(self._pool.submit(self.reader.stream, asked))
-        return self._reading.popleft().result()
+    def _made_ahead(self) -> dict[str, Tensor]:
+        """The next batch of a CPU, which threads decode and augment while the step runs."""
+        while len(self._made) <= self._depth:
+            self._made.append(self._maker.submit(self._make))
+        return self._made.popleft().result()
+
+    def _make(self) -> dict[str, Tensor]:
+        batch = self._images.run()
+        drawn = _Drawn(self.reader, batch["position"].numpy())
+        if self._device.type == "cpu":
+            self._augment_in_chunks(batch, drawn)
+            return batch
+        drawn.apply(batch, slice(None))
+        return {name: tensor.to(self._device, non_blocking=True) for name, tensor in batch.items()}
+
+    def _augment_in_chunks(self, batch: dict[str, Tensor], drawn: _Drawn) -> None:
+        """As :meth:`_Drawn.apply` of the whole batch."""
+        count, px = len(batch["position"]), self.reader.px
+        size = max(1, CHUNK_PIXELS // px**2)
+        chunks = [slice(start, start + size) for start in range(0, count, size)]
+        made = {name: torch.empty_like(batch["x_0"]) for name in drawn.made}
+
+        def every(first: int) -> None:
+            for chunk in chunks[first :: self._threads]:
+                part = {name: tensor[chunk] for name, tensor in batch.items()}
+                drawn.apply(part, chunk)
+                for name, images in made.items():
+                    images[chunk] = part[name]
+
+        list(self._augmenters.map(every, range(self._threads)))
+        batch |= made
 
 
-def route(source: Source, px: int, views: bool, on_gpu: bool) -> str:
-    """How the images of a source get into a batch, for people."""
-    if passes_directly(source, px, views):
+class _Drawn:
+    """The drawn parameters of a batch, and their application."""
+
+    def __init__(self, reader: Reader, positions: np.ndarray):
+        self._recipe = reader.views
+        self._flips = flips(reader.seed, positions) if reader.flip else None
+        self._views: dict[str, ViewDraws] = {}
+        if reader.views is not None:
+            self._views = {
+                name: view_draws(reader.seed, positions, stream) for name, stream in VIEW_STREAMS.items()
+            }
+
+    @property
+    def made(self) -> list[str]:
+        """Names of the images that :meth:`apply` makes anew."""
+        return [*self._views, *(["x_0"] if self._flips is not None else [])]
+
+    def apply(self, batch: dict[str, Tensor], rows: slice) -> None:
+        """Mirror x_0 and make the views of ``batch``, which holds those rows of the drawn batch, in place."""
+        square = batch["x_0"]
+        for name, drawn in self._views.items():
+            assert self._recipe is not None, "there are views only under a recipe"
+            batch[name] = pixels.view(batch.get(name, square), drawn.rows(rows), self._recipe)
+        if self._flips is not None:
+            batch["x_0"] = pixels.mirrored(square, self._flips[rows])
+
+
+def _open_stream(
+    reader: Reader, share: Share, threads: int, device_id: int | None, depth: int, workers: int
+) -> Stream:
+    if isinstance(reader.source, ResidentSource) and reader.source.on_device:
+        return DeviceStream(reader, share)
+    if passes_directly(reader):
+        return DirectStream(reader.stream, share, threads, device_of(device_id))
+    return ImageStream(
+        reader,
+        reader.stream,
+        share,
+        batch=share.micro_batch,
+        threads=threads,
+        device_id=device_id,
+        depth=depth,
+        workers=workers,
+    )
+
+
+def route(source: Source, px: int, recipe: str | None, on_gpu: bool) -> str:
+    """How the images of a source get into a batch, for people; ``recipe``: of the views, if there are any."""
+    if isinstance(source, ResidentSource) and source.on_device:
+        return "straight from device memory"
+    if passes_directly(Reader(source, px, views=augmentation(recipe, px) if recipe else None)):
         return "straight from memory"
     return "DALI on GPU (mixed decode)" if on_gpu else "DALI on CPU"
-
-
-def fetch(source: Source, px: int, indices: Sequence[int] | np.ndarray, threads: int = 2) -> np.ndarray:
-    """The items ``indices`` as x_0, never mirrored, (N, px, px, 3) uint8, by the CPU. Raises DataError."""
-    indices = np.asarray(indices, dtype=np.int64)
-    if not len(indices):
-        return np.empty((0, px, px, 3), np.uint8)
-    reader = Reader(source, px)
-    chunks = np.split(indices, range(FETCH_BATCH, len(indices), FETCH_BATCH))
-    feeds = map(reader.items, chunks)
-    images = open_stream(
-        reader, lambda: next(feeds), batch=FETCH_BATCH, threads=threads, device_id=None, depth=1
-    )
-    return np.concatenate([images.run()["x_0"].numpy() for _ in chunks])

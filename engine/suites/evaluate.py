@@ -13,7 +13,7 @@ from diffsiam.evaluation.linear import RECIPES
 from diffsiam.evaluation.predictors import ESTIMATORS
 from engine import screen
 from engine.config_file import config_hash
-from engine.data.pipeline import fetch
+from engine.data.fetching import fetch
 from engine.data.sources import open_source
 from engine.errors import UsageError
 from engine.plain_json import write_json

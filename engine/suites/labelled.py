@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from diffsiam.evaluation.many_shot import Metric, top_1
-from engine.data.pipeline import fetch
+from engine.data.fetching import fetch
 from engine.data.rooms import FACTORS, LEVELS, Rooms
 from engine.data.sources import FolderSource, Source
 from engine.errors import UsageError

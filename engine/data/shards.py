@@ -1,0 +1,150 @@
+"""Images in tar files (WebDataset and others), read where they lie: nothing is ever extracted."""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from engine.data.folder import first_folder, natural
+from engine.data.source import SUFFIXES, Source
+from engine.data.splits import Split, select
+from engine.errors import DataError, UsageError
+
+
+def find_shards(path: Path) -> list[Path]:
+    """The tar files that a path is or holds, in natural order."""
+    if path.is_dir():
+        return sorted(path.glob("*.tar"), key=lambda file: natural(file.name))
+    return [path] if path.suffix == ".tar" or (path.is_file() and tarfile.is_tarfile(path)) else []
+
+
+READ = " ".join(SUFFIXES)
+
+
+class TarSource(Source):
+    """The images of uncompressed tar files, in the order in which they lie.
+
+    A sample's label is its file .cls beside the image (WebDataset), else the first folder of its path. Of
+    shards whose names state splits, those of ``split`` are read. Only regular members count: links and
+    devices are passed over, and no name is used as a path.
+
+    Raises:
+        UsageError: no tar file, no image, a compressed or truncated archive.
+    """
+
+    name = "tar"
+
+    def __init__(self, path: str | Path, split: Split = "train"):
+        self.root = Path(path).expanduser()
+        found = {file.name: file for file in find_shards(self.root)}
+        self.shards = [str(found[name]) for name in select(found, split)]
+        self.split = f" ({split})" if len(self.shards) < len(found) else ""
+        if not self.shards:
+            held = f"it holds {', '.join(list(found)[:4])}" if found else "it holds no .tar"
+            raise UsageError(f"no tar files{f' of the split {split}' if found else ''} ({held}); {self.root}")
+        names: list[str] = []
+        places: list[tuple[int, int, int]] = []
+        codes: dict[str, int] = {}
+        for number, shard in enumerate(self.shards):
+            for key, suffix, start, size in _members(shard):
+                if suffix.endswith(SUFFIXES):
+                    names.append(key + suffix)
+                    places.append((number, start, size))
+                elif suffix == ".cls":
+                    codes[f"{number}/{key}"] = _code(shard, start, size)
+        if not names:
+            raise UsageError(f"no images in {len(self.shards)} tar files; {self.root}; files read: {READ}")
+        self.names = names
+        self._places = np.array(places, dtype=np.int64)
+        self._codes = codes
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, indices: np.ndarray) -> list[np.ndarray]:
+        """Contents of the members ``indices``, 1-D uint8 each."""
+        return [self._contents(int(index)) for index in indices]
+
+    def _contents(self, index: int) -> np.ndarray:
+        number, start, size = self._places[index]
+        return read_range(self.shards[number], int(start), int(size))
+
+    def item(self, index: int) -> str:
+        return f"{self.shards[self._places[index, 0]]}, member {self.names[index]}"
+
+    @cached_property
+    def _labelled(self) -> tuple[list[str], np.ndarray | None]:
+        """Classes and labels."""
+        shards = self._places[:, 0]
+        keys = [f"{shard}/{_stem(name)[0]}" for shard, name in zip(shards, self.names, strict=True)]
+        if self._codes and all(key in self._codes for key in keys):
+            labels = np.array([self._codes[key] for key in keys], dtype=np.int64)
+            return [str(code) for code in range(int(labels.max()) + 1)], labels
+        folders = [first_folder(name) for name in self.names]
+        if not all(folders):
+            return [], None
+        classes = sorted(set(folders), key=natural)
+        number = {name: i for i, name in enumerate(classes)}
+        return classes, np.array([number[folder] for folder in folders], dtype=np.int64)
+
+    @property
+    def classes(self) -> list[str]:
+        return self._labelled[0]
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        return self._labelled[1]
+
+    def describe(self) -> str:
+        classes = f" in {len(self.classes)} classes" if self.classes else ""
+        return f"tar {self.root}: {len(self):,} images{classes} in {len(self.shards)} shards{self.split}"
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(f"{self.name} {len(self)}".encode())
+        for name, (_, _, size) in zip(self.names, self._places, strict=True):
+            digest.update(f"\0{name}\0{size}".encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
+
+def read_range(path: str, start: int, size: int) -> np.ndarray:
+    """Bytes of a file, 1-D uint8. It is opened for every read: a set may have more shards than a process may
+    have files.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return np.fromfile(path, dtype=np.uint8, count=size, offset=start)
+    except OSError as error:
+        raise DataError(f"cannot read a shard; {path}; {error.strerror or error}") from error
+
+
+def _members(shard: str) -> list[tuple[str, str, int, int]]:
+    """(key, suffix, first byte, size) of the regular members."""
+    try:
+        with tarfile.open(shard, mode="r:") as archive:
+            found = [(*_stem(m.name), m.offset_data, m.size) for m in archive if m.isreg()]
+            rest = read_range(shard, archive.offset, tarfile.BLOCKSIZE)
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise UsageError(f"cannot read a tar file (is it compressed?); {shard}; {error}") from error
+    if rest.any() or 0 < len(rest) < tarfile.BLOCKSIZE:  # what follows is half a header, not the end's zeros
+        raise UsageError(f"a tar file is truncated; {shard}; copy it again")
+    return found
+
+
+def _stem(name: str) -> tuple[str, str]:
+    """WebDataset's key and suffix: a name up to the first dot of its last part, and the rest."""
+    folder, slash, base = name.removeprefix("./").rpartition("/")
+    stem, dot, rest = base.partition(".")
+    return folder + slash + stem, (dot + rest).lower()
+
+
+def _code(shard: str, start: int, size: int) -> int:
+    text = read_range(shard, start, size).tobytes().decode(errors="replace").strip()
+    if not text.isdecimal():
+        raise UsageError(f"a .cls is no class number: {text[:20]!r}; {shard}")
+    return int(text)
