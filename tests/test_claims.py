@@ -91,13 +91,15 @@ def test_models_differ_in_nothing_but_the_switches_of_the_method(tmp_path):
 def test_a_result_is_not_measured_again_and_not_mixed_with_another_config(tmp_path):
     asked = experiment(tmp_path)
     assert not asked.is_done("pdae", 0)
-    from engine.config_file import config_hash
-
-    path = asked.result("pdae", 0)
+    path, config = asked.result("pdae", 0), asked.load("pdae", 0).to_dict()
     path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"config_hash": config_hash(asked.load("pdae", 0))}))
+    path.write_text(json.dumps({"config": config}))
     assert asked.is_done("pdae", 0)
-    path.write_text(json.dumps({"config_hash": "another"}))
+    del config["train"]["accumulation"]
+    path.write_text(json.dumps({"config": config}))
+    assert asked.is_done("pdae", 0)  # a key that came after it was measured
+    config["train"]["steps"] += 1
+    path.write_text(json.dumps({"config": config}))
     with pytest.raises(UsageError, match="another config"):
         asked.is_done("pdae", 0)
 

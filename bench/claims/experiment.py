@@ -13,7 +13,7 @@ from pathlib import Path
 from bench.claims.models import models
 from engine import screen
 from engine.config import Config
-from engine.config_file import config_hash, load
+from engine.config_file import config_hash, from_dict, load
 from engine.errors import UsageError
 
 
@@ -70,7 +70,10 @@ class Experiment:
         path = self.result(name, seed)
         if not path.exists():
             return False
-        if json.loads(path.read_text())["config_hash"] == config_hash(self.load(name, seed)):
+        measured = from_dict(
+            json.loads(path.read_text())["config"]
+        )  # keys that came since have their default
+        if config_hash(measured) == config_hash(self.load(name, seed)):
             return True
         raise UsageError(
             f"{path} was measured with another config; move it away or give --results another folder"
