@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from diffsiam.layers import Embedding
 from diffsiam.unet import (
     Features,
     OutputHead,
@@ -39,7 +40,10 @@ class Decoder(nn.Module):
 
     def forward(self, features: Features, z_bar: Tensor) -> Tensor:
         """Features of the frozen encoder and z_bar (B, d) -> G (B, 3, H, W)."""
-        z = self.label_emb(z_bar)
+        return self.decode_embedded(features, self.label_emb(z_bar))
+
+    def decode_embedded(self, features: Features, z: Embedding) -> Tensor:
+        """:meth:`forward` with the embedding of z_bar already there."""
         h = self.shift_middle_block(features.skips[-1], features.time, z)
         return self.shift_out(run_output_blocks(self.shift_output_blocks, h, features, z))
 

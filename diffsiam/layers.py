@@ -5,8 +5,8 @@ its files load as they are.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +58,32 @@ def timestep_embedding(t: Tensor, channels: int, shift: int = 0, sines_first: bo
     return torch.cat((angle.sin(), angle.cos()) if sines_first else (angle.cos(), angle.sin()), dim=1)
 
 
+class Projected(NamedTuple):
+    """An embedding of which every residual block's projection was computed beforehand.
+
+    A sampler knows all its times, and all its z: one product for all of them takes the place of one per step.
+    """
+
+    tables: Mapping[nn.Module, Tensor]  # ``emb_layers`` or ``emb_z_layers`` of a block -> (rows, 2 C)
+    row: Tensor  # (B,) int64, the row of each image
+
+
+Embedding = Tensor | Projected
+
+
+def projections(module: nn.Module, layers: str, rows: Tensor) -> dict[nn.Module, Tensor]:
+    """Tables of :class:`Projected`: what each block's ``layers`` make of embeddings ``rows`` (rows, E)."""
+    blocks = (block for block in module.modules() if isinstance(block, ResBlock))
+    found = [getattr(block, layers) for block in blocks if hasattr(block, layers)]
+    return {project: project(rows) for project in found}
+
+
+def _project(layers: nn.Module, embedding: Embedding) -> Tensor:
+    if isinstance(embedding, Projected):
+        return embedding.tables[layers][embedding.row]
+    return layers(embedding)
+
+
 class ResBlock(nn.Module):
     """x -> skip(x) + conv(dropout(SiLU(AdaGN(conv(resample(SiLU(GN(x)))), time, z)))), the last conv zero-
     initialised.
@@ -95,15 +121,16 @@ class ResBlock(nn.Module):
         )
         self.skip_connection = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
 
-    def forward(self, x: Tensor, time: Tensor, z: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, time: Embedding, z: Embedding | None = None) -> Tensor:
         """x (B, c_in, H, W), embeddings (B, embedding); returns (B, c_out, H', W')."""
         h = norm_silu(x, self.in_layers[0])
         if self.resample is not None:
             h, x = _resample(h, self.resample), _resample(x, self.resample)
         h = self.in_layers[2](h)
-        modulation = self.emb_layers(time)
-        modulation_z = None if z is None else self.emb_z_layers(z)
+        modulation: Tensor | None = _project(self.emb_layers, time)
+        modulation_z = None if z is None else _project(self.emb_z_layers, z)
         if self.additive:
+            assert modulation is not None
             h, modulation = h + modulation[:, :, None, None], None
         h = norm_silu(h, self.out_layers[0], modulation, modulation_z)
         h = self.out_layers[3](self.out_layers[2](h))
@@ -144,7 +171,9 @@ def _resample(x: Tensor, direction: str) -> Tensor:
 class Stage(nn.Sequential):
     """A sequence whose residual blocks also receive the embeddings."""
 
-    def forward(self, x: Tensor, time: Tensor, z: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, x: Tensor, time: Embedding, z: Embedding | None = None
+    ) -> Tensor:
         for layer in self:
             x = layer(x, time, z) if isinstance(layer, ResBlock) else layer(x)
         return x

@@ -123,9 +123,13 @@ def load_model(path: Path, frozen: Path | None = None, device: str = "cpu") -> M
     Raises:
         WeightsError: unreadable, without an encoder, or ``frozen`` is not the model it was trained with.
     """
-    parts = read_parts(path)
+    return model_of(read_parts(path), frozen, device)
+
+
+def model_of(parts: Parts, frozen: Path | None = None, device: torch.device | str = "cpu") -> Model:
+    """The networks of a file that was read, see :func:`load_model`."""
     if parts.encoder is None or parts.encoder_config is None:
-        raise WeightsError(f"{path}: holds no encoder ({parts.describe()})")
+        raise WeightsError(f"{parts.path}: holds no encoder ({parts.describe()})")
     config, decoder = parts.encoder_config, None
     if parts.decoder is not None:
         decoder = filled(lambda: Decoder(parts.architecture, config.dim), parts.decoder)

@@ -18,6 +18,7 @@ from diffsiam.attention import AttentionBlock, head_count
 from diffsiam.layers import (
     ConvDown,
     ConvUp,
+    Embedding,
     Norm,
     ResBlock,
     Stage,
@@ -120,7 +121,7 @@ class Features(NamedTuple):
     """What the frozen encoder hands to both decoders."""
 
     skips: list[Tensor]  # outputs of all input blocks, finest first
-    time: Tensor  # (B, 4 b) time embedding
+    time: Embedding  # (B, 4 b) time embedding
 
 
 def middle_blocks(config: UNetConfig, dropout: float, conditioned: bool = False) -> Stage:
@@ -166,7 +167,7 @@ class OutputHead(nn.Sequential):
 
 
 def run_output_blocks(
-    blocks: nn.ModuleList, h: Tensor, features: Features, z: Tensor | None = None
+    blocks: nn.ModuleList, h: Tensor, features: Features, z: Embedding | None = None
 ) -> Tensor:
     """Apply the way up to ``h`` with the frozen encoder's skips."""
     for block, skip in zip(blocks, reversed(features.skips), strict=True):
@@ -203,10 +204,17 @@ class UNet(nn.Module):
         """x (B, 3, H, W) in noised [-1, 1] units and integer times (B,) -> skips of every input block and the
         time embedding.
         """
-        dtype, c = next(self.time_embed.parameters()).dtype, self.config
+        return self.encode_embedded(x, self.embed(t))
+
+    def embed(self, t: Tensor) -> Tensor:
+        """Integer times (B,) -> their embedding (B, 4 b)."""
+        c = self.config
         sinusoids = timestep_embedding(t, c.base_channels, c.frequency_shift, c.sines_first)
-        time = self.time_embed(sinusoids.to(dtype))
-        h, skips = x.to(dtype), []
+        return self.time_embed(sinusoids.to(next(self.time_embed.parameters()).dtype))
+
+    def encode_embedded(self, x: Tensor, time: Embedding) -> Features:
+        """:meth:`encode` with the times' embedding already there."""
+        h, skips = x.to(next(self.time_embed.parameters()).dtype), []
         for block in self.input_blocks:
             h = block(h, time)
             skips.append(h)

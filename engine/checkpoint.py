@@ -29,9 +29,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from diffsiam.weights.files import write_tensors
 from engine import screen
 from engine.errors import CheckpointError
 from engine.runlock import is_alive
@@ -191,7 +192,7 @@ def _write(
     config_hash: str,
 ) -> None:
     for stem, named in tensors.items():
-        save_file(_separate(named), directory / f"{stem}.safetensors")
+        write_tensors(_separate(named), directory / f"{stem}.safetensors")
     (directory / _STATE).write_text(json.dumps(state, indent=1))
     files = {}
     for file in sorted(directory.iterdir()):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from engine.edit.commands import register
 from engine.errors import CheckpointError, DataError, NumericsError, UsageError
 
 if TYPE_CHECKING:
@@ -197,6 +198,34 @@ def export(
     screen.line(f"written: {out}: {', '.join(described['files'])}, model.json, README.md")
     if onnx:
         screen.line(f"written: {out / 'encoder.onnx'}: differs from torch by {add_onnx(out):.1e} at most")
+
+
+@app.command()
+def evaluate(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a training.")],
+    suite: Annotated[str, typer.Option(help="Names, separated by commas; all that apply by default.")] = "",
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="PATH of an image folder, or NAME=PATH (CIFAR10, ..., CelebA, LFW); repeatable."),
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="Of the linear suite: A, B, C, D or lbfgs.")] = "A",
+    views: Annotated[int, typer.Option(min=0, help="Crops of an image that it trains on; 0: none.")] = 0,
+    episodes: Annotated[int, typer.Option(min=1, help="Of the few-shot suite.")] = 2000,
+    dci_model: Annotated[str, typer.Option(help="extra_trees, l1 or gbt.")] = "extra_trees",
+    limit: Annotated[int | None, typer.Option(min=10, help="Images of each part; all by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="RUN/evaluation by default.")] = None,
+) -> None:
+    """Linear, kNN, many-shot, few-shot, attributes, disentanglement, reconstruction: numbers and tables."""
+    try:
+        from engine.suites.evaluate import Options, Request, parse_names
+        from engine.suites.evaluate import evaluate as run
+    except ModuleNotFoundError as error:
+        raise UsageError(f"{error.name} is not installed; pip install 'diffsiam[evaluation]'") from error
+    options = Options(recipe, views, episodes, dci_model)
+    run(run_dir, Request(parse_names(suite), tuple(data or ()), limit, options), out)
+
+
+register(app)
 
 
 @config_app.command()

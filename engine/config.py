@@ -307,6 +307,9 @@ class ReportConfig(Section):
     factors: bool = False
     """Rooms only: the frozen model's attribute-loss profile, the subset-by-factor map, and a counterfactual
     sheet with its table."""
+    guidance_scale: PositiveFloat = 1.0
+    """Factor of G when the report decodes edited images; 1 is what G was trained for, more makes z prevail
+    over what x_t already shows. The loss and the probe do not depend on it."""
 
 
 class Config(Section):

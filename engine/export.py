@@ -43,25 +43,34 @@ def export_run(run_dir: Path, out: Path, with_frozen: bool = True) -> dict[str, 
             run is not where it was or not what it was.
         CheckpointError: no checkpoint is valid.
     """
-    found = checkpoint.latest(run_dir)
-    if found is None:
-        raise UsageError(f"{run_dir}: no checkpoint there; give the directory of a run")
-    config = from_dict(found.state["config"])
-    if config.task != "diffsiam":
-        raise UsageError(f"{run_dir}: trained a diffusion model; {run_dir}/unet.safetensors is its export")
-    parts = _parts(found, config, with_frozen)
-    provenance = _provenance(found, run_dir)
-    extras = {
-        "subsets": subsets_to_dict(build_subsets(config, found.state["boundaries"])),
-        "schedule": {**config.schedule.model_dump(), "gamma": config.loss.gamma},
-        "frozen": found.state["weights"],
-    }
+    found, config, parts = averages(run_dir, with_frozen)
+    provenance, extras = _provenance(found, run_dir), parts.extras
     try:
         write_export(out, parts, provenance, card(parts, config, provenance, extras), extras)
         read_parts(out)  # what cannot be read again is no export
     except (WeightsError, OSError) as error:
         raise UsageError(f"export: {error}") from error
     return json.loads((out / DESCRIPTION).read_text())
+
+
+def averages(run_dir: Path, with_frozen: bool = True) -> tuple[Checkpoint, Config, Parts]:
+    """The newest checkpoint of a training of the representation, its config, and its averaged networks.
+
+    Raises:
+        UsageError, CheckpointError: see :func:`export_run`.
+    """
+    found = checkpoint.latest(run_dir)
+    if found is None:
+        raise UsageError(f"{run_dir}: no checkpoint there; give the directory of a run")
+    config = from_dict(found.state["config"])
+    if config.task != "diffsiam":
+        raise UsageError(f"{run_dir}: trained a diffusion model; {run_dir}/unet.safetensors is its export")
+    extras = {
+        "subsets": subsets_to_dict(build_subsets(config, found.state["boundaries"])),
+        "schedule": {**config.schedule.model_dump(), "gamma": config.loss.gamma},
+        "frozen": found.state["weights"],
+    }
+    return found, config, replace(_parts(found, config, with_frozen), extras=extras)
 
 
 def add_onnx(folder: Path) -> float:

@@ -20,7 +20,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.panel import Panel
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
@@ -174,13 +174,32 @@ class Progress:
 
 
 @contextlib.contextmanager
-def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar of ``total`` things; yields what to call with the number of things that were just done."""
-    columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn())
-    console = _console()
-    with Bar(*columns, console=console, disable=not console.is_terminal or console.quiet) as bar:
+def counting(total: int, what: str, plain_seconds: float = 10.0) -> Iterator[Callable[[int], None]]:
+    """A bar over ``total`` of something; gives the function that is told how many more are done.
+
+    Where standard output is no terminal it is a line every ten seconds or so.
+    """
+    console, done, begun = _console(), 0, time.monotonic()
+    printed = begun
+    bar: Bar | None = None
+    if console.is_terminal and not console.quiet:
+        columns = (TextColumn(what), BarColumn(24), TextColumn("{task.completed:.0f}/{task.total:.0f}"))
+        bar = Bar(*columns, TimeRemainingColumn(), console=console, transient=True)
         task = bar.add_task(what, total=total)
-        yield lambda done: bar.update(task, advance=done)
+
+    def tell(more: int) -> None:
+        nonlocal done, printed
+        done += more
+        now = time.monotonic()
+        if bar:
+            bar.update(task, completed=done)
+        elif now - printed >= plain_seconds:
+            printed = now
+            to_go = _duration((now - begun) / done * (total - done))
+            console.print(Text(f"{what} {done}/{total}  {to_go} to go"), soft_wrap=True)
+
+    with bar or contextlib.nullcontext():
+        yield tell
 
 
 def quiet_libraries() -> None:

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 INK, PAPER = (20, 20, 20), (255, 255, 255)
 FRAME = (213, 94, 0)  # vermilion of the Okabe-Ito palette: told apart by colour-blind readers too
 GAP, BORDER, MARGIN = 10, 3, 12
+GROUP_GAP = 16  # more, between groups
 SMALLEST_TILE = 64
 
 
@@ -21,6 +22,8 @@ def sheet(
     title: str = "",
     scale: int | None = None,
     framed: Collection[tuple[int, int]] = (),
+    groups: tuple[int, int] = (0, 0),
+    group_titles: Sequence[str] = (),
 ) -> Image.Image:
     """Lay images out with their titles.
 
@@ -29,6 +32,8 @@ def sheet(
         row_titles, column_titles: R and C of them, or none at all. Long column titles are broken at spaces.
         scale: whole-number enlargement, pixels stay square; by default to a width of 64 px or more.
         framed: (row, column) of images to frame in colour, as the originals among edits.
+        groups: set every so many rows and columns apart; 0: none.
+        group_titles: one above each group of columns, or none at all.
 
     Raises:
         ValueError: shape, dtype or the number of titles is wrong.
@@ -42,29 +47,36 @@ def sheet(
 
     scale = scale or -(-SMALLEST_TILE // width)
     tile_w, tile_h = width * scale, height * scale
-    font = _font(max(12, min(20, tile_w // 7)))
-    headline = _font(font.size * 1.4)
+    font = text_font(max(12, min(20, tile_w // 7)))
+    headline = text_font(font.size * 1.4)
     heads = [_wrap(text, font, tile_w) for text in column_titles]
     pitch_x = max([tile_w, *(_size(head, font)[0] for head in heads)]) + GAP
     pitch_y = tile_h + GAP
+    group_rows, group_columns = groups
     left = MARGIN + max((_size(text, font)[0] + GAP for text in row_titles), default=0)
     title_h = _size(title, headline)[1] + MARGIN if title else 0
-    top = MARGIN + title_h + max((_size(head, font)[1] + GAP for head in heads), default=0)
+    groups_h = max((_size(text, headline)[1] + GAP for text in group_titles), default=0)
+    top = MARGIN + title_h + groups_h + max((_size(head, font)[1] + GAP for head in heads), default=0)
 
-    total_w = max(left + columns * pitch_x - GAP, MARGIN + _size(title, headline)[0]) + MARGIN
-    canvas = Image.new("RGB", (total_w, top + rows * pitch_y - GAP + MARGIN), PAPER)
+    def x_of(c: int) -> int:
+        return left + c * pitch_x + (c // group_columns * GROUP_GAP if group_columns else 0)
+
+    def y_of(r: int) -> int:
+        return top + r * pitch_y + (r // group_rows * GROUP_GAP if group_rows else 0)
+
+    ends = [x_of(g * group_columns) + _size(text, headline)[0] for g, text in enumerate(group_titles)]
+    total_w = max([x_of(columns - 1) + pitch_x - GAP, MARGIN + _size(title, headline)[0], *ends]) + MARGIN
+    canvas = Image.new("RGB", (total_w, y_of(rows - 1) + tile_h + MARGIN), PAPER)
     draw = ImageDraw.Draw(canvas)
     draw.multiline_text((MARGIN, MARGIN), title, INK, headline)
+    for g, text in enumerate(group_titles):
+        draw.text((x_of(g * group_columns), MARGIN + title_h), text, INK, headline)
     for c, head in enumerate(heads):
-        draw.multiline_text(
-            (left + c * pitch_x + tile_w / 2, top - GAP), head, INK, font, anchor="md", align="center"
-        )
+        draw.multiline_text((x_of(c) + tile_w / 2, top - GAP), head, INK, font, anchor="md", align="center")
     for r, text in enumerate(row_titles):
-        draw.multiline_text(
-            (left - GAP, top + r * pitch_y + tile_h / 2), text, INK, font, anchor="rm", align="right"
-        )
+        draw.multiline_text((left - GAP, y_of(r) + tile_h / 2), text, INK, font, anchor="rm", align="right")
     for r, c in np.ndindex(rows, columns):
-        x, y = left + c * pitch_x, top + r * pitch_y
+        x, y = x_of(c), y_of(r)
         if (r, c) in framed:
             draw.rectangle((x - BORDER, y - BORDER, x + tile_w + BORDER - 1, y + tile_h + BORDER - 1), FRAME)
         tile = Image.fromarray(images[r, c]).resize((tile_w, tile_h), Image.Resampling.NEAREST)
@@ -80,7 +92,8 @@ def save(image: Image.Image, path: Path | str) -> Path:
     return path
 
 
-def _font(size: float) -> ImageFont.FreeTypeFont:
+def text_font(size: float) -> ImageFont.FreeTypeFont:
+    """The font of all titles, ``size`` in pixels."""
     font = ImageFont.load_default(size)
     if not isinstance(font, ImageFont.FreeTypeFont):
         raise RuntimeError("this Pillow is built without FreeType and cannot draw titles")

@@ -102,6 +102,14 @@ def test_each_subset_moves_the_factor_that_it_holds_and_no_other():
     assert [live[:3] for live in live_subsets(swaps)] == [(1, 0, 1.0), (2, 1, 1.0), (3, 2, 1.0)]
 
 
+def test_a_timid_decoder_moves_a_factor_at_a_larger_guidance_scale():
+    images, levels = coloured()
+    whole = swap_test(model(choice="full"), images, levels, read_signs, moves=5)
+    half = swap_test(model(choice="full", gain=0.5), images, levels, read_signs, moves=5, scale=2.0)
+    np.testing.assert_allclose(half.images.astype(int), whole.images, atol=1)
+    assert (half.success == whole.success).all()
+
+
 def test_what_x_T_holds_moves_with_x_T_and_not_with_z():
     images, levels = coloured()
     swaps = swap_test(model(KnowsTheImage, gain=0.0, choice="full"), images, levels, read_signs, moves=5)

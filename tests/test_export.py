@@ -89,7 +89,14 @@ def test_it_reconstructs_by_inversion_and_an_edited_z_changes_the_image(folder, 
     back = model.reconstruct(images, moves=4)
     assert back.shape == images.shape
     assert back.dtype == torch.uint8
-    assert not torch.equal(model.reconstruct(images, z=-30 * model.encode(images), moves=4), back)
+    assert not torch.equal(model.reconstruct(images, z=-3000 * model.encode(images), moves=4), back)
+
+
+def test_tensors_are_as_readable_as_any_other_file(run, folder):
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    for directory in (folder, checkpoint):
+        modes = {file.stat().st_mode for file in directory.iterdir()}
+        assert len(modes) == 1, directory
 
 
 def test_an_image_s_own_noise_gives_it_back_better_than_foreign_noise(folder, images):

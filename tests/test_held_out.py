@@ -1,6 +1,7 @@
 """Held-out images are never trained on, and the loss on them depends on the model alone."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,12 +9,17 @@ import torch
 from PIL import Image
 from training import TINY, finish, start, write_config
 
+import engine
 from diffsiam.evaluation.held_out import held_out_loss
 from diffsiam.schedule import Schedule
+from diffsiam.weights import load_unet
+from engine.build import build_schedule
+from engine.config_file import load
 from engine.data.held_out import split
 from engine.data.rooms import Rooms
 from engine.data.sources import FolderSource, RoomsSource
 from engine.errors import UsageError
+from kernels.noise_jump.ref import to_unit_range
 
 
 @pytest.fixture
@@ -102,3 +108,15 @@ def test_a_pretraining_run_logs_it_with_every_sheet(tmp_path):
         record = json.loads(line)
         assert len(record["held_out_loss_by_time"]) == 10
         assert record["held_out_loss"] == pytest.approx(np.mean(record["held_out_loss_by_time"]))
+
+
+def test_the_shipped_diffusion_model_has_the_held_out_loss_that_its_card_states():
+    assets = Path(engine.__file__).parent / "assets"
+    config = load("configs/rooms_dm.json")
+    rooms = Rooms(16, config.seed, config.data.count).held_out(64)
+    images = to_unit_range(torch.from_numpy(rooms.images(np.arange(64))))
+    unet = load_unet(assets / "rooms16.safetensors").eval()
+    found = held_out_loss(unet, build_schedule(config), images, config.seed, bands=10)
+    stated = json.loads((assets / "rooms16.json").read_text())["held_out"]
+    assert found == pytest.approx(stated["loss_by_tenth_of_t"], rel=0.1)
+    assert found.mean() == pytest.approx(stated["loss"], rel=0.05)

@@ -7,7 +7,18 @@ import pytest
 import torch
 
 from diffsiam.decoder import Decoder
-from diffsiam.sampling import ddim, ddim_times, guided, invert, sample, to_uint8, unguided
+from diffsiam.sampling import (
+    Move,
+    ddim,
+    ddim_times,
+    guided,
+    invert,
+    moves_down,
+    moves_up,
+    sample,
+    to_uint8,
+    unguided,
+)
 from diffsiam.schedule import Schedule
 from diffsiam.subsets import Subsets
 from diffsiam.unet import UNet, UNetConfig
@@ -56,6 +67,29 @@ class TestSpacing:
     def test_it_is_pdae_s_truncated_linspace(self, moves):
         assert ddim_times(1000, moves) == sorted({int(t) for t in np.linspace(0, 999, moves + 1)})
 
+    def test_by_default_a_path_runs_between_the_states_of_the_first_and_the_last_time(self, schedule):
+        up, down = moves_up(schedule, 4), moves_down(schedule, 4)
+        a = schedule.alpha_bar.tolist()
+        assert up == [Move(t, a[t], a[after]) for t, after in ((0, 249), (249, 499), (499, 749), (749, 999))]
+        assert [move.t for move in down] == [999, 749, 499, 249]
+        assert down[-1].after == a[0]
+
+    def test_the_strided_path_runs_between_the_image_itself_and_pure_noise(self, schedule):
+        up, down = moves_up(schedule, 4, "strided"), moves_down(schedule, 4, "strided")
+        assert [move.t for move in up] == [0, 250, 500, 750]
+        assert [move.t for move in down] == [750, 500, 250, 0]
+        assert (up[-1].after, down[-1].after) == (0.0, 1.0)
+        assert up[0].after == schedule.alpha_bar[250].item()
+        assert down[0].after == schedule.alpha_bar[500].item()
+
+    def test_a_stride_that_does_not_divide_the_times_makes_a_few_more_moves(self, schedule):
+        assert len(moves_up(schedule, 300, "strided")) == 334
+
+    @pytest.mark.parametrize("moves", [0, 1001])
+    def test_more_moves_than_times_are_refused(self, schedule, moves):
+        with pytest.raises(ValueError, match="choose 1 to 1000"):
+            moves_up(schedule, moves)
+
 
 class TestMoves:
     def test_one_move_is_equation_3_5(self, schedule):
@@ -64,7 +98,7 @@ class TestMoves:
         a, b = schedule.alpha_bar[[now, after]]
         x_0 = (x - (1 - a).sqrt() * eps) / a.sqrt()
         expected = b.sqrt() * x_0 + (1 - b).sqrt() * eps
-        found = ddim(x.float(), lambda *_: eps.float(), schedule, [now, after], clamp=False)
+        found = ddim(x.float(), lambda *_: eps.float(), [Move(now, a.item(), b.item())], clamp=False)
         assert torch.allclose(found.double(), expected, atol=1e-5)
 
     def test_a_clamped_move_goes_to_the_clipped_image_with_the_noise_that_explains_it(self, schedule):
@@ -73,7 +107,7 @@ class TestMoves:
         a, b = schedule.alpha_bar[[now, after]]
         x_0 = ((x - (1 - a).sqrt() * eps) / a.sqrt()).clamp(-1, 1)
         expected = b.sqrt() * x_0 + (1 - b).sqrt() * (x - a.sqrt() * x_0) / (1 - a).sqrt()
-        found = ddim(x.float(), lambda *_: eps.float(), schedule, [now, after])
+        found = ddim(x.float(), lambda *_: eps.float(), [Move(now, a.item(), b.item())])
         assert torch.allclose(found.double(), expected, atol=1e-5)
 
     def test_the_model_is_asked_at_the_time_of_the_state_it_is_given(self, schedule):
@@ -157,6 +191,16 @@ class TestGuidance:
             train = guided(*networks, schedule, Subsets([2, 8]), z, "train")(x, self.T)
         assert torch.equal(default, ddim)
         assert not torch.equal(default, train)
+
+    def test_the_guidance_scale_multiplies_g_alone(self, schedule, networks, x):
+        z = torch.randn(2, 8)
+        with torch.no_grad():
+            none, one, two = (
+                guided(*networks, schedule, Subsets([2, 8]), z, scale=scale)(x, self.T) for scale in (0, 1, 2)
+            )
+        assert torch.equal(none, unguided(networks[0])(x, self.T))
+        assert torch.allclose(two - one, one - none, atol=1e-5)
+        assert not torch.equal(two, one)
 
     @pytest.mark.parametrize(
         ("choice", "hides"), [("time_tied", True), ("profile", True), ("random", False), ("full", False)]

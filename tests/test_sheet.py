@@ -68,3 +68,18 @@ def test_a_saved_sheet_reads_back_the_same(tmp_path):
     image = sheet(checker(1, 2, 8), title="t")
     path = save(image, tmp_path / "new" / "sheet.png")
     assert np.array_equal(np.asarray(Image.open(path)), np.asarray(image))
+
+
+def test_groups_are_further_apart_than_their_members_and_have_titles():
+    images = checker(4, 4, 64)
+    plain = np.asarray(sheet(images))
+    canvas = np.asarray(sheet(images, groups=(2, 2), group_titles=["one", "two"]))
+    places = [find(canvas, images[0, c])[0] for c in range(4)]
+    xs, top = [x for _, x in places], places[0][0]
+    assert xs[1] - xs[0] == xs[3] - xs[2] < xs[2] - xs[1]
+    ys = [find(canvas, images[r, 0])[0][0] for r in range(4)]
+    assert ys[1] - ys[0] == ys[3] - ys[2] < ys[2] - ys[1]
+    assert canvas.shape[1] > plain.shape[1]
+    ink = (canvas[:top] < 100).any(-1).any(0)
+    assert ink[xs[0] : xs[1]].any()
+    assert ink[xs[2] : xs[3]].any()

@@ -67,18 +67,30 @@ def x_0_predictions(
     frozen: UNet, schedule: Schedule, images: Tensor, seed: int, times: Sequence[int], batch_size: int = 128
 ) -> Iterator[Tensor]:
     """x_0_hat (N, 3, H, W) float32 in [-1, 1] at each time in turn, with one noise an image for all times."""
+    for _, x_0_hat in noised_and_predicted(frozen, schedule, images, seed, times, batch_size):
+        yield x_0_hat
+
+
+def noised_and_predicted(
+    frozen: UNet, schedule: Schedule, images: Tensor, seed: int, times: Sequence[int], batch_size: int = 128
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """x_t as it is and x_0_hat, see :func:`x_0_predictions` (thesis Fig. 1.1)."""
     eps = eval_noise(seed, torch.arange(len(images), device=images.device), *images.shape[2:])
     for time in times:
-        parts = zip(images.split(batch_size), eps.split(batch_size), strict=True)
-        yield torch.cat([_x_0_hat(frozen, schedule, x_0, noise, time) for x_0, noise in parts])
+        batches = zip(images.split(batch_size), eps.split(batch_size), strict=True)
+        parts = [_noised_and_predicted(frozen, schedule, x_0, noise, time) for x_0, noise in batches]
+        x_t, x_0_hat = (torch.cat(part) for part in zip(*parts, strict=True))
+        yield x_t, x_0_hat
 
 
 @torch.no_grad()
-def _x_0_hat(frozen: UNet, schedule: Schedule, x_0: Tensor, eps: Tensor, time: int) -> Tensor:
+def _noised_and_predicted(
+    frozen: UNet, schedule: Schedule, x_0: Tensor, eps: Tensor, time: int
+) -> tuple[Tensor, Tensor]:
     t = torch.full((len(x_0),), time, dtype=torch.int64, device=x_0.device)
     alpha_bar = schedule.at("alpha_bar", t)
     x_t = alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * eps
-    return schedule.x_0_from_eps(x_t, frozen(x_t, t).float(), t).clamp(-1, 1)
+    return x_t, schedule.x_0_from_eps(x_t, frozen(x_t, t).float(), t).clamp(-1, 1)
 
 
 def relative_error(x_0_hat: Tensor, images: Tensor) -> float:

@@ -95,6 +95,7 @@ def swap_test(
     inversion_moves: int = 24,
     batch_size: int = 128,
     seed: int = 0,
+    scale: float = 1.0,
 ) -> SwapMap:
     """Swap every subset, and the controls, from image b = p + 1 into image a = p (cyclically).
 
@@ -108,12 +109,13 @@ def swap_test(
             few of them the way back loses fine factors, and the rows of x_T are too low.
         batch_size: images decoded at once; it bounds memory and does not change the result.
         seed: names the random x_T, one per pair.
+        scale: guidance scale, of inversion and sampling alike.
     """
     x_0 = to_unit_range(images)
     z = encode_images(model.encoder, x_0, batch_size)
     parts = zip(x_0.split(batch_size), z.split(batch_size), strict=True)
     inverted = torch.cat(
-        [invert(x, _guided(model, own), model.schedule, inversion_moves) for x, own in parts]
+        [invert(x, _guided(model, own, scale), model.schedule, inversion_moves) for x, own in parts]
     )
     drawn = eval_noise(seed, torch.arange(len(z), device=z.device), *x_0.shape[2:])
     starts = torch.stack((drawn, inverted, inverted.roll(-1, dims=0)))  # random, x_T of a, x_T of b
@@ -122,7 +124,7 @@ def swap_test(
     for rows, row_moves in ((start_of == 0, moves), (start_of > 0, inversion_moves)):
         for item in rows.repeat_interleave(pairs).nonzero()[:, 0].split(batch_size):
             row, a = item // pairs, item % pairs
-            predict = _guided(model, torch.where(from_b[row], z[(a + 1) % pairs], z[a]))
+            predict = _guided(model, torch.where(from_b[row], z[(a + 1) % pairs], z[a]), scale)
             x = sample(starts[start_of[row], a], predict, model.schedule, row_moves)
             decoded.append(to_uint8(x))
             readings.append(read(x))
@@ -149,9 +151,9 @@ def _rows(subsets: Subsets, device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.cat((one, every, no, every, no, every)), start
 
 
-def _guided(model: DiffSiam, z: Tensor) -> Predict:
+def _guided(model: DiffSiam, z: Tensor, scale: float) -> Predict:
     assert model.decoder is not None, "a model without decoder cannot be edited"
-    return guided(model.frozen, model.decoder, model.schedule, model.subsets, z)
+    return guided(model.frozen, model.decoder, model.schedule, model.subsets, z, scale=scale)
 
 
 @contextmanager

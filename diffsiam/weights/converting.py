@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from diffsiam.subsets import balanced_ends
 from diffsiam.weights.architecture import NOTHING_ASSUMED, Assumed, unet_to_dict
 from diffsiam.weights.contract import ImageContract
 from diffsiam.weights.errors import WeightsError
 from diffsiam.weights.exported import write_export
+from diffsiam.weights.files import write_tensors
 from diffsiam.weights.formats import diffusers_keys, diffusers_unet, native
 from diffsiam.weights.formats.simsiam import head_to_diti
 from diffsiam.weights.isolated import convert_isolated
@@ -125,7 +125,7 @@ def to_diffusers(parts: Parts, out: Path) -> str:
     (out / "config.json").write_text(json.dumps(stated, indent=2) + "\n")
     if contract.steps:
         (out / "scheduler_config.json").write_text(json.dumps(_scheduler(contract), indent=2) + "\n")
-    save_file(state, out / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    write_tensors(state, out / "diffusion_pytorch_model.safetensors", {"format": "pt"})
     return "UNet2DModel" + ("" if parts.decoder is None else ", without decoder and encoder")
 
 

@@ -20,13 +20,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from diffsiam.encoder import EncoderConfig
 from diffsiam.weights.architecture import unet_from_dict, unet_to_dict
 from diffsiam.weights.contract import ImageContract
 from diffsiam.weights.errors import WeightsError
-from diffsiam.weights.files import Content, read_json, read_tensors, sha256_of
+from diffsiam.weights.files import Content, read_json, read_tensors, sha256_of, write_tensors
 from diffsiam.weights.parts import Parts
 from diffsiam.weights.states import sound, to_cpu
 
@@ -61,7 +59,7 @@ def write_export(
         temporary.mkdir(parents=True)
         for name in NAMES:
             if (state := getattr(parts, name)) is not None:
-                save_file(to_cpu(state), temporary / f"{name}.safetensors")
+                write_tensors(to_cpu(state), temporary / f"{name}.safetensors")
         described = describe(parts, provenance, extras or dict(parts.extras), temporary)
         (temporary / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n")
         (temporary / "README.md").write_text(card or plain_card(parts))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from diffsiam.weights.errors import WeightsError, first_line
 from diffsiam.weights.survey import Foreign, survey
@@ -69,6 +71,18 @@ def refusals(path: Path) -> Iterator[None]:
         raise WeightsError(f"{path}: {error}") from error
     except Exception as error:  # parsers and torch raise every type there is
         raise WeightsError(f"{path}: cannot be read as weights ({first_line(error)})") from error
+
+
+def write_tensors(
+    state: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file with the permissions that any new file gets; the library's own are the owner's
+    alone.
+    """
+    save_file(dict(state), path, metadata)
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
 
 
 def sha256_of(path: Path) -> str:

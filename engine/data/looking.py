@@ -70,7 +70,7 @@ def inspect(source: Source, everything: bool, px: int, out: Path | None, threads
 def look(source: Source, asked: np.ndarray, threads: int = 2) -> Found:
     """Read and decode the items ``asked``."""
     found = Found()
-    with screen.counting("images", len(asked)) as advance, ThreadPoolExecutor(threads) as pool:
+    with screen.counting(len(asked), "images") as advance, ThreadPoolExecutor(threads) as pool:
         for chunk in np.split(asked, range(CHUNK, len(asked), CHUNK)):
             read = source.read(chunk)
             if not source.encoded:

@@ -121,7 +121,7 @@ def _demand_space(source: Source, target: Path, plan: Plan, missing: list[int]) 
 
 def _make(source: Source, target: Path, plan: Plan, missing: list[int], workers: int) -> None:
     broken = sum(len((record(target, number) or {"broken": {}})["broken"]) for number in plan.shards())
-    with screen.counting("images", sum(len(plan.indices(number)) for number in missing)) as advance:
+    with screen.counting(sum(len(plan.indices(number)) for number in missing), "images") as advance:
         for made in _in_processes(make_shard, missing, workers, source, target, plan):
             advance(made["count"] + len(made["broken"]))
             broken += len(made["broken"])
@@ -165,7 +165,7 @@ def _call(number: int) -> Any:
 
 def _verify(target: Path, plan: Plan, records: list[dict[str, Any]], workers: int) -> None:
     """Read every shard back from the disk: its sum, its count, and whether every image decodes."""
-    with screen.counting("verified", sum(each["count"] for each in records)) as advance:
+    with screen.counting(sum(each["count"] for each in records), "verified") as advance:
         for number, fault, count in _in_processes(check_shard, list(plan.shards()), workers, target, plan):
             if fault:
                 (target / f"{number:05d}.json").unlink()

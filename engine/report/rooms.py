@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,6 +37,7 @@ from engine.config import Config
 from engine.config_file import config_hash
 from engine.data.rooms import FACTORS, LEVELS, VERSION, Rooms
 from engine.oracle import load_oracle
+from engine.plain_json import write_json
 from engine.report import verdict
 from engine.report.verdict import Arm
 from engine.sheet import save, sheet
@@ -99,7 +99,7 @@ def before(frozen: UNet, schedule: Schedule, px: int, run_dir: Path) -> Profile:
 
     _show_profile(profile)
     report = _report_dir(run_dir)
-    _write(report / "profile.json", {"rooms": VERSION, "px": px, "factors": NAMES, **asdict(profile)})
+    write_json(report / "profile.json", {"rooms": VERSION, "px": px, "factors": NAMES, **asdict(profile)})
     save(
         sheet(
             torch.stack(shown, dim=1).cpu().numpy(),
@@ -122,7 +122,9 @@ def _show_profile(profile: Profile) -> None:
     screen.table(["t", "error", *_headings()], rows, title)
 
 
-def after(model: DiffSiam, run_dir: Path, config: Config, pairs: int = 64, moves: int = 12) -> dict[str, Any]:
+def after(
+    model: DiffSiam, run_dir: Path, config: Config, pairs: int = 128, moves: int = 12
+) -> dict[str, Any]:
     """Measure and show what the run has learned, on rooms it has never seen.
 
     Prints the verdict, the comparison and the map of subsets and factors, and writes
@@ -138,7 +140,8 @@ def after(model: DiffSiam, run_dir: Path, config: Config, pairs: int = 64, moves
     begun, device = time.monotonic(), next(model.parameters()).device
     rooms = _held_out(config, device)
     probe, untrained_probe = _probe(model.encoder, rooms), _probe(_untrained(config, device), rooms)
-    causal = _causal(model, rooms, pairs, moves) if model.decoder is not None else None
+    scale = config.report.guidance_scale
+    causal = _causal(model, rooms, pairs, moves, scale) if model.decoder is not None else None
     baseline, source = verdict.read_baseline(config.data.px, VERSION)
     run, untrained = _arm(probe, causal), _arm(untrained_probe)
     parts = verdict.bar(run, untrained)
@@ -150,17 +153,17 @@ def after(model: DiffSiam, run_dir: Path, config: Config, pairs: int = 64, moves
         "full_z_source": source,
         **_origin(config),
         "probe": {"this run": probe, "random encoder": untrained_probe},
-        "causal": causal and _causal_record(causal, moves),
+        "causal": causal and _causal_record(causal, moves, scale),
         "seconds": time.monotonic() - begun,
     }
 
     report = _report_dir(run_dir)
-    _write(report / "evaluation.json", record)
+    write_json(report / "evaluation.json", record)
     screen.line(f"Rooms: {record['verdict']}")
     screen.table(*verdict.comparison(arms), "Measured on held-out rooms")
     screen.line(f"full z (PDAE): {source}")
     if causal is not None:
-        _show_map(causal, probe)
+        _show_map(causal, probe, scale)
         save(_counterfactuals(causal, rooms.images[-pairs:].cpu().numpy()), report / "counterfactuals.png")
     screen.line(f"report: {report}")
     return record
@@ -205,12 +208,12 @@ def _probe(encoder: nn.Module, rooms: HeldOut) -> np.ndarray:
     return probe_accuracy(z[:PROBE_TRAIN], y[:PROBE_TRAIN], z[PROBE_TRAIN:], y[PROBE_TRAIN:], LEVELS.tolist())
 
 
-def _causal(model: DiffSiam, rooms: HeldOut, pairs: int, moves: int) -> Causal:
+def _causal(model: DiffSiam, rooms: HeldOut, pairs: int, moves: int, scale: float) -> Causal:
     device = rooms.images.device
     oracle, batch = load_oracle(rooms.images.shape[1]).to(device), _batch(device)
     with_g, frozen = _losses(model, rooms.images[:LOSS_ROOMS], batch)
     images, levels = rooms.images[-pairs:], rooms.levels[-pairs:]
-    swaps = swap_test(model, images, levels, oracle.read, moves, 2 * moves, batch, SEED)
+    swaps = swap_test(model, images, levels, oracle.read, moves, 2 * moves, batch, SEED, scale)
     return Causal(with_g, frozen, swaps, live_subsets(swaps))
 
 
@@ -247,13 +250,14 @@ def _origin(config: Config) -> dict[str, Any]:
     }
 
 
-def _causal_record(causal: Causal, moves: int) -> dict[str, Any]:
+def _causal_record(causal: Causal, moves: int, scale: float) -> dict[str, Any]:
     swaps = causal.swaps
     return {
         "loss_with_g": causal.loss_with_g,
         "loss_frozen": causal.loss_frozen,
         "pairs": swaps.images.shape[1],
         "moves": moves,
+        "guidance_scale": scale,
         "pairs_that_differ": swaps.differing,
         "rows": swaps.rows,
         "success": swaps.success,
@@ -262,7 +266,7 @@ def _causal_record(causal: Causal, moves: int) -> dict[str, Any]:
     }
 
 
-def _show_map(causal: Causal, probe: np.ndarray) -> None:
+def _show_map(causal: Causal, probe: np.ndarray, scale: float) -> None:
     swaps, alive = causal.swaps, {live.subset for live in causal.live}
     listed = sorted(_strongest(swaps)[:MOST_ROWS])
     rows = []
@@ -272,7 +276,10 @@ def _show_map(causal: Causal, probe: np.ndarray) -> None:
     for control in CONTROLS:
         rows.append([control, *map(_share, swaps.success[swaps.rows.index(control)]), ""])
     rows.append(["(a probe)", *map(_share, probe), ""])
-    title = "Chance that a factor becomes the other room's when this subset is swapped, fine to coarse"
+    title = (
+        "Chance that a factor becomes the other room's when this subset is swapped, fine to coarse "
+        f"(guidance scale {scale:g})"
+    )
     screen.table(["subset", *_headings(), "side effect"], rows, title)
     if len(listed) < swaps.n:
         screen.line(f"{len(alive)} of {swaps.n} subsets are live; listed: the {len(listed)} strongest")
@@ -321,18 +328,3 @@ def _report_dir(run_dir: Path) -> Path:
     path = run_dir / "report"
     path.mkdir(parents=True, exist_ok=True)
     return path
-
-
-def _write(path: Path, record: dict[str, Any]) -> None:
-    """JSON with arrays as lists and with null for what is not a number."""
-    path.write_text(json.dumps(_plain(record), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
-    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from kernels import tensors
-from kernels.adagn_silu import ref
-from kernels.backend import use_triton
+from kernels.adagn_silu import cpu, ref
+from kernels.backend import use_cpu_path, use_triton
 from kernels.tensors import INDEX_LIMIT, is_channels_last, require, require_together
 
 NAME = "adagn_silu"
@@ -35,7 +35,8 @@ def adagn_silu(
     :func:`kernels.adagn_silu.ref.adagn_silu`.
 
     The kernel is for channels_last. Under ``kernels.backend=auto`` an x in another layout goes to the
-    reference, whose output keeps it; under ``triton`` it is refused.
+    reference, whose output keeps it; under ``triton`` it is refused. On a CPU "auto" takes
+    :mod:`kernels.adagn_silu.cpu`.
 
     Args:
         x: (B, C, H, W) float32, bfloat16 or float64; computed in float32, or in float64 where x is.
@@ -44,7 +45,7 @@ def adagn_silu(
         time, z: (B, 2 C), scale in the first half and shift in the second, applied in this order; None skips.
 
     Returns:
-        (B, C, H, W), dtype of x from the kernel (the reference follows PyTorch's type promotion).
+        (B, C, H, W), dtype of x from kernel and CPU path (the reference follows PyTorch's type promotion).
 
     Raises:
         ValueError: shape, dtype, strides or device are none of these.
@@ -62,6 +63,8 @@ def adagn_silu(
             f"{name} must be ({batch}, {2 * channels}), got {None if pair is None else tuple(pair.shape)}",
         )
     require_together(NAME, x.device, weight=weight, bias=bias, time=time, z=z)
+    if use_cpu_path(x, suits=is_channels_last(x)):
+        return cpu.adagn_silu(x, groups, weight, bias, time, z, eps)
     if not use_triton(x, suits=is_channels_last(x)):
         return ref.adagn_silu(x, groups, weight, bias, time, z, eps)
     require(

@@ -232,4 +232,43 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
         ),
         ("dweight of the first sample alone", "adagn_silu/op.py", "dweight.sum(0)", "dweight[0].clone()"),
     ],
+    "adagn_silu_cpu": [
+        (
+            "the variance is about zero",
+            "adagn_silu/cpu.py",
+            "centred = rows - mean[:, None]",
+            "centred = rows",
+        ),
+        ("no eps", "adagn_silu/cpu.py", " + eps).rsqrt_()", ").rsqrt_()"),
+        ("the gain of x is missing", "adagn_silu/cpu.py", "gain * (1 + scale)", "gain * scale"),
+        ("the second shift is scaled", "adagn_silu/cpu.py", "shift * (1 + scale) + offset", "shift + offset"),
+        (
+            "channels are not grouped",
+            "adagn_silu/cpu.py",
+            ".mean(dim=2, keepdim=True).expand_as(grouped)",
+            "",
+        ),
+        ("groups are summed", "adagn_silu/cpu.py", "/ -pixels for total", "/ -1 for total"),
+        (
+            "the gain's gradient is not normalised",
+            "adagn_silu/cpu.py",
+            ".sum(dim=1).mul_(rstd)",
+            ".sum(dim=1)",
+        ),
+        ("x gets a gradient along its mean", "adagn_silu/cpu.py", "along_one * rstd, out", "0 * rstd, out"),
+        ("x gets a gradient along itself", "adagn_silu/cpu.py", "along_x * rstd.square()", "0 * rstd"),
+        (
+            "x's gradient lacks the gain",
+            "adagn_silu/cpu.py",
+            "(d_pre, slope[:, None])",
+            "(d_pre, rstd[:, None])",
+        ),
+        ("modulated large images lose it", "adagn_silu/cpu.py", "if plain and", "if"),
+        (
+            "the pieces lose the rest of the batch",
+            "adagn_silu/cpu.py",
+            "for piece in pieces]",
+            "for piece in list(pieces)[:1]]",
+        ),
+    ],
 }

@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from diffsiam.unet import UNet
 from diffsiam.weights.architecture import Assumed, unet_from_dict, unet_to_dict
 from diffsiam.weights.contract import ImageContract
 from diffsiam.weights.errors import WeightsError
-from diffsiam.weights.files import Content
+from diffsiam.weights.files import Content, write_tensors
 from diffsiam.weights.keys import flat
 from diffsiam.weights.parts import Parts
 from diffsiam.weights.states import State, digest_of, sound, to_cpu
@@ -76,7 +75,7 @@ def write(path: Path, state: State, **described: Any) -> None:
     text = json.dumps(described | {"sha256": digest_of(state, _text(described))})
     temporary = path.with_name(f".tmp_{os.getpid()}_{path.name}")
     try:
-        save_file(dict(state), temporary, metadata={KEY: text})
+        write_tensors(state, temporary, {KEY: text})
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

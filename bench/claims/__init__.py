@@ -1,0 +1,1 @@
+"""The claims experiment: what is true of the method, measured on Rooms."""

@@ -1,0 +1,1 @@
+"""The evaluations of a run: labelled data, features computed once, suites, tables."""

@@ -1,0 +1,131 @@
+"""The operation on a CPU, for channels_last: few vectorised passes over memory that stays in the cache.
+
+PyTorch's group norm takes a channels_last image of fewer than 1,024 pixels one group at a time, many times
+slower than memory allows, and its backward does so at any size. Here sums run along the pixels, all channels
+at once, and are combined per group afterwards; both modulations are folded into one gain and one shift a
+channel:
+
+    y = SiLU(k xhat + b),  k = weight (1 + s) (1 + s_z),  b = (bias (1 + s) + b_t) (1 + s_z) + b_z
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kernels.adagn_silu import ref
+
+CACHED = 1 << 19  # elements worked on at once: 2 MiB in float32
+SMALL_IMAGE = 1024  # pixels from which PyTorch's own forward is fast
+
+
+def adagn_silu(
+    x: Tensor,
+    groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    time: Tensor | None = None,
+    z: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """As :func:`kernels.adagn_silu.ref.adagn_silu`, in the dtype of x (B, C, H, W), which is channels_last.
+
+    Everything between x and y is float32, or float64 where x is.
+    """
+    plain = time is None and z is None
+    if plain and x[0, 0].numel() >= SMALL_IMAGE and not _needs_grad(x, weight, bias):
+        return ref.adagn_silu(x, groups, weight, bias, eps=eps).to(x.dtype)
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    gain, shift = (vector.to(dtype).expand(len(x), -1) for vector in (weight, bias))
+    for modulation in (time, z):
+        if modulation is not None:
+            scale, offset = modulation.to(dtype).chunk(2, dim=1)
+            gain, shift = gain * (1 + scale), shift * (1 + scale) + offset
+    return _NormSiLU.apply(x, gain, shift, groups, eps)
+
+
+def _needs_grad(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+class _NormSiLU(torch.autograd.Function):
+    """SiLU(gain xhat + shift) for gain and shift (B, C); xhat is x normalised over its group."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gain: Tensor, shift: Tensor, groups: int, eps: float) -> Tensor:
+        y, mean, rstd = _in_parts(_forward, groups, eps, x, gain, shift)
+        ctx.save_for_backward(x, gain, shift, mean, rstd)
+        ctx.groups = groups
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        gradients = _in_parts(_backward, ctx.groups, None, grad, *ctx.saved_tensors)
+        return (*gradients, None, None)
+
+
+def _in_parts(
+    function: Callable[..., tuple[Tensor, ...]], groups: int, eps: float | None, *tensors: Tensor
+) -> tuple[Tensor, ...]:
+    """``function`` of the batch, taken in pieces that stay in the cache."""
+    size = max(1, CACHED // tensors[0][0].numel())
+    if size >= len(tensors[0]):
+        return function(*tensors, groups, eps)
+    pieces = zip(*(tensor.split(size) for tensor in tensors), strict=True)
+    done = [function(*piece, groups, eps) for piece in pieces]
+    return tuple(torch.cat(results) for results in zip(*done, strict=True))
+
+
+def _forward(
+    x: Tensor, gain: Tensor, shift: Tensor, groups: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, and mean and reciprocal deviation of each channel's group (B, C)."""
+    rows = _pixels(x).to(gain.dtype)
+    mean = _over_group(rows.mean(dim=1), groups)
+    centred = rows - mean[:, None]
+    rstd = (_over_group(centred.square().mean(dim=1), groups) + eps).rsqrt_()
+    pre = _affine(centred, gain * rstd, shift, out=centred)
+    return _image(F.silu(pre, inplace=True), x), mean, rstd
+
+
+def _backward(
+    grad: Tensor, x: Tensor, gain: Tensor, shift: Tensor, mean: Tensor, rstd: Tensor, groups: int, _: None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, gain and shift."""
+    slope = gain * rstd
+    centred = _pixels(x).to(gain.dtype) - mean[:, None]
+    pre = _affine(centred, slope, shift)
+    d_pre = torch.ops.aten.silu_backward.grad_input(_pixels(grad).to(gain.dtype), pre, grad_input=pre)
+    d_shift = d_pre.sum(dim=1)
+    d_gain = (d_pre * centred).sum(dim=1).mul_(rstd)
+    # A shift or a stretch of the whole group leaves xhat as it is: x gets no gradient along those two.
+    pixels = centred.shape[1]
+    along_one, along_x = (_over_group(gain * total, groups) / -pixels for total in (d_shift, d_gain))
+    d_x = _affine(centred, along_x * rstd.square(), along_one * rstd, out=centred)
+    return _image(d_x.addcmul_(d_pre, slope[:, None]), x), d_gain, d_shift
+
+
+def _pixels(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H W, C), a view where x is channels_last."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _image(rows: Tensor, like: Tensor) -> Tensor:
+    """(B, H W, C) -> (B, C, H, W) in channels_last and the dtype of ``like``."""
+    return rows.to(like.dtype).unflatten(1, like.shape[2:]).permute(0, 3, 1, 2)
+
+
+def _over_group(values: Tensor, groups: int) -> Tensor:
+    """(B, C) -> (B, C): each channel's value replaced by the mean over its group."""
+    grouped = values.unflatten(1, (groups, -1))
+    return grouped.mean(dim=2, keepdim=True).expand_as(grouped).flatten(1)
+
+
+def _affine(rows: Tensor, slope: Tensor, offset: Tensor, out: Tensor | None = None) -> Tensor:
+    return torch.addcmul(offset[:, None], rows, slope[:, None], out=out)
