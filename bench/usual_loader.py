@@ -98,7 +98,9 @@ class UsualLoader:
         self, source: Source, px: int, seed: int, recipe: str, batch: int, batches: int, workers: int
     ):
         dataset = UsualDataset(source, px, seed, recipe, batch * batches)
-        self._loader = DataLoader(dataset, batch, shuffle=False, num_workers=workers, prefetch_factor=2)
+        self._loader = DataLoader(
+            dataset, batch, shuffle=False, num_workers=workers, prefetch_factor=2 if workers else None
+        )
         self._batches: Iterator[Any] | None = iter(self._loader)
 
     def __next__(self) -> dict[str, Tensor]:

@@ -60,9 +60,9 @@ class Ranks:
         return tensor
 
 
-def ranks_here() -> int:
-    """How many ranks share this host, in a formed group."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
+def ranks_here(world: int) -> int:
+    """How many of ``world`` ranks share this host; all, where the launcher does not say."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world))
 
 
 def start_ranks() -> Ranks:
@@ -82,7 +82,7 @@ def start_ranks() -> Ranks:
     deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
     if not cuda and "OMP_NUM_THREADS" not in os.environ:
         # Each rank would start a thread per core, and they would wait for each other.
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here()))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here(dist.get_world_size())))
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)

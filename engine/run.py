@@ -94,7 +94,7 @@ def _train_and_report(config: Config, source: Source, held_out: Source | None, r
 
     quarantine = Quarantine(source, config.data.broken, run_dir / "quarantine.jsonl")
     residence = resident.choose(
-        config.data.resident, source, config.data.px, _recipe(config), ranks.device, ranks_here()
+        config.data.resident, source, config.data.px, _recipe(config), ranks.device, ranks_here(ranks.world)
     )
     boundaries = (
         resumed.state["boundaries"] if resumed else _boundaries(config, frozen, source, ranks, quarantine)
@@ -169,7 +169,7 @@ PROFILE_IMAGES, PROFILE_TIMES = 64, 25
 
 
 def _boundaries(
-    config: Config, frozen: UNet | None, source: Source, ranks: Ranks, quarantine: Quarantine
+    config: Config, frozen: UNet | None, source: Source, ranks: Ranks, quarantine: Quarantine | None = None
 ) -> list[int] | None:
     """Subset boundaries of choice "profile": given, or measured on the frozen model and the first images; the
     same on every rank.

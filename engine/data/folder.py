@@ -31,6 +31,7 @@ class FolderSource(Source):
     """
 
     name = "folder"
+    split = ""
 
     def __init__(self, path: str | Path, split: Split = "train"):
         self.root = Path(path).expanduser()

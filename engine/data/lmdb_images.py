@@ -137,10 +137,10 @@ class LmdbSource(Source):
         with environment.begin() as transaction, transaction.cursor() as cursor:
             length = transaction.get(LENGTH)
             if length is None or not length.isdigit():
-                return Listed(_listed(cursor))
+                return Listed(_listed(cursor, environment.stat()["entries"]))
             found = _numbered(cursor, int(length))
             if not found:
-                return Listed(_listed(cursor))
+                return Listed(_listed(cursor, environment.stat()["entries"]))
             chosen = min(found, key=lambda scheme: _distance(scheme.prefix, px))
             last = chosen.key(int(length) - 1)
             if int(length) and transaction.get(last) is None:
@@ -210,12 +210,18 @@ def _numbered(cursor: Any, count: int) -> list[Numbered]:
     return found
 
 
-def _listed(cursor: Any) -> np.ndarray:
+def _listed(cursor: Any, entries: int) -> np.ndarray:
     """All keys that name images, as one array of bytes: 3 million of LSUN's take 120 MB."""
-    keys = (key for key in cursor.iternext(keys=True, values=False) if key not in NO_IMAGES)
-    chunks = iter(lambda: list(islice(keys, CHUNK)), [])
-    arrays = [np.array(chunk, dtype=bytes) for chunk in chunks]
-    return np.concatenate(arrays) if arrays else np.empty(0, "S1")
+    keys = np.empty(entries, "S1")
+    walk, filled = cursor.iternext(keys=True, values=False), 0
+    while chunk := list(islice(walk, CHUNK)):
+        width = max(map(len, chunk))
+        if width > keys.itemsize:  # nearly always once: the keys of a set are of one length
+            keys = keys.astype(f"S{width}") if filled else np.empty(entries, f"S{width}")
+        keys[filled : filled + len(chunk)] = chunk
+        filled += len(chunk)
+    others = [name for name in NO_IMAGES if cursor.set_key(name)]
+    return keys[~np.isin(keys, others)] if others else keys
 
 
 def _distance(prefix: bytes, px: int) -> tuple[bool, int]:

@@ -178,13 +178,13 @@ def training_images(opened: Trained, data: Path | None, least: int = 0) -> Sourc
         UsageError: nothing says which images these are, or they are gone.
     """
     if data is not None:
-        return open_source("folder", data, opened.px, 0, 0)
+        return open_source("auto", data, opened.px, 0, 0)
     if opened.images is None:
         raise UsageError(f"{opened.path}: does not say what it was trained on; give --data FOLDER")
     named, seed = opened.images.data, opened.images.seed
     if named.source == "rooms":
         return RoomsSource(Rooms(named.px, seed, max(named.count, least)))
-    return open_source(named.source, named.path, named.px, seed, named.count)
+    return open_source(named.source, named.path, named.px, seed, named.count, named.split)
 
 
 def _autocast(precision: Precision, device: torch.device) -> torch.dtype | None:

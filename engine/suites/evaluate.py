@@ -167,7 +167,7 @@ def _own_images(trained: Trained, count: int) -> torch.Tensor:
     if trained.model.decoder is None:
         raise UsageError(f"{trained.run_dir}: trained without a decoder, so it reconstructs nothing")
     data, seed = trained.config.data, trained.config.seed
-    source = open_source(data.source, data.path, data.px, seed, data.count + count)
+    source = open_source(data.source, data.path, data.px, seed, data.count + count, data.split)
     first = len(source) - count if data.source == "rooms" else 0
     return torch.from_numpy(fetch(source, data.px, range(first, min(first + count, len(source)))))
 
