@@ -45,7 +45,13 @@ from kernels.noise_jump.ref import to_unit_range
 
 SUBSETS, SCALES = 7, (0.0, 0.25, 0.5, 0.75, 1.0)
 LARGEST_ERROR = 2e-3  # of pixels in [-1, 1]: float32 rounding over all moves
-CHOSEN = ["subsets.n=8", "subsets.choice=time_tied", "subsets.boundaries=null", "report.factors=false"]
+CHOSEN = [
+    "subsets.n=8",
+    "subsets.choice=time_tied",
+    "subsets.boundaries=null",
+    "subsets.split=balanced",
+    "report.factors=false",
+]
 
 
 class Figure:

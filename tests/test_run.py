@@ -12,6 +12,7 @@ from engine import run
 from engine.build import build_frozen
 from engine.config import Config
 from engine.config_file import load
+from engine.data.broken import Quarantine
 from engine.data.sources import Source, open_source
 from engine.errors import UsageError
 from engine.parallel import Ranks
@@ -53,5 +54,6 @@ def test_a_decoder_starts_from_the_weights_of_the_file_and_not_from_rounded_ones
 def test_images_that_lose_nothing_are_no_ground_for_boundaries(tmp_path):
     one_image = ["subsets.choice=profile", "data.count=1"]
     config = load(write_config(tmp_path / "tiny.json", TINY), one_image)
+    source = images_of(config)
     with pytest.raises(UsageError, match=r"all images are equal.*; use subsets\.choice=time_tied"):
-        run._boundaries(config, build_frozen(config), images_of(config), Ranks(0, 1, CPU))
+        run._boundaries(config, build_frozen(config), source, Ranks(0, 1, CPU), Quarantine(source))
