@@ -1,4 +1,4 @@
-"""The four claims of the thesis, each with a rule that was fixed before any model was trained."""
+"""The four claims of the thesis, each with its rule, written before any trained model was measured."""
 
 from __future__ import annotations
 
