@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from diffsiam.encoder import encode_images
+from diffsiam.evaluation.compensation import compensation_loss
 from diffsiam.evaluation.probe import probe_accuracy
 from diffsiam.evaluation.profile import accuracy, lost_at, relative_error, x_0_predictions
 from diffsiam.evaluation.swap import (
@@ -211,23 +212,10 @@ def _probe(encoder: nn.Module, rooms: HeldOut) -> np.ndarray:
 def _causal(model: DiffSiam, rooms: HeldOut, pairs: int, moves: int, scale: float) -> Causal:
     device = rooms.images.device
     oracle, batch = load_oracle(rooms.images.shape[1]).to(device), _batch(device)
-    with_g, frozen = _losses(model, rooms.images[:LOSS_ROOMS], batch)
+    with_g, frozen = compensation_loss(model, rooms.images[:LOSS_ROOMS], SEED, batch)
     images, levels = rooms.images[-pairs:], rooms.levels[-pairs:]
     swaps = swap_test(model, images, levels, oracle.read, moves, 2 * moves, batch, SEED, scale)
     return Causal(with_g, frozen, swaps, live_subsets(swaps))
-
-
-@torch.no_grad()
-def _losses(model: DiffSiam, images: Tensor, batch: int) -> tuple[float, float]:
-    """Mean loss (Eq. 3.11) with g and of the frozen model alone, t, k and noise drawn as in training."""
-    with_g, frozen = [], []
-    for positions in torch.arange(len(images), device=images.device).split(batch):
-        x_0 = images[positions]
-        z = encode_images(model.encoder, to_unit_range(x_0))
-        loss = model.diffusion_loss(x_0, z, model.subsets.draw(SEED, positions), positions, SEED)
-        with_g.append(loss.loss)
-        frozen.append(loss.frozen)
-    return torch.cat(with_g).double().mean().item(), torch.cat(frozen).double().mean().item()
 
 
 def _arm(probe: np.ndarray, causal: Causal | None = None) -> Arm:
