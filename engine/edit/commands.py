@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from engine.edit.recipe_options import with_recipe
+
 Runs = Annotated[
     list[Path],
     typer.Argument(
@@ -27,24 +29,6 @@ Batch = Annotated[int, typer.Option(help="Images at once: memory, not results.",
 Precision = Annotated[
     Literal["auto", "bf16", "fp32"], typer.Option(help="auto: bf16 on CUDA, fp32 elsewhere.")
 ]
-Up = Annotated[int, typer.Option(help="DDIM moves of the inversion.", min=1)]
-Down = Annotated[int, typer.Option(help="DDIM moves of sampling.", min=1)]
-Spacing = Annotated[
-    Literal["ends", "strided"],
-    typer.Option(help="ends: from the first to the last time (PDAE); strided: 0, s, 2 s, ... (DiTi)."),
-]
-Coefficient = Annotated[
-    Literal["ddim", "train"],
-    typer.Option("--guidance", help="ddim: score form of published samplers; train: w_t of the loss."),
-]
-Scale = Annotated[float, typer.Option(help="Factor of G; more makes z prevail over what x_t shows.", min=0.0)]
-NoClamp = Annotated[bool, typer.Option("--no-clamp", help="Do not clip x_0_hat, as in the algorithms.")]
-Mask = Annotated[
-    Literal["auto", "bins", "none"],
-    typer.Option(help="Subsets seen at time t: as trained, those of its bin, or all (the algorithms)."),
-]
-Unguided = Annotated[bool, typer.Option("--unguided-inversion", help="Invert by the diffusion model alone.")]
-RandomStart = Annotated[bool, typer.Option("--random-x-T", help="Draw x_T instead of inverting.")]
 FixedStart = Annotated[bool, typer.Option("--fixed-x-T", help="Keep each image's own x_T (control).")]
 Pairs = Annotated[int, typer.Option(help="Pairs of images where none is named.", min=1)]
 
@@ -55,6 +39,7 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
+@with_recipe()
 def counterfactual(
     runs: Runs,
     image: Image = None,
@@ -69,15 +54,7 @@ def counterfactual(
         bool, typer.Option("--controls", help="Also none, all, random dimensions, and x_T fixed.")
     ] = False,
     fixed_x_t: FixedStart = False,
-    inversion_moves: Up = 100,
-    moves: Down = 100,
-    spacing: Spacing = "ends",
-    guidance: Coefficient = "ddim",
-    guidance_scale: Scale = 1.0,
-    no_clamp: NoClamp = False,
-    mask: Mask = "auto",
-    unguided_inversion: Unguided = False,
-    random_x_t: RandomStart = False,
+    recipe: Any = None,
     precision: Precision = "auto",
     batch: Batch = 64,
     seed: Seed = 0,
@@ -86,23 +63,13 @@ def counterfactual(
     """Counterfactuals: subsets of one image's z in another (thesis Algorithm 2, Fig. 4.1 and 4.2)."""
     from engine.edit import mixing
 
-    recipe = _recipe(
-        inversion_moves,
-        moves,
-        spacing,
-        guidance,
-        guidance_scale,
-        no_clamp,
-        mask,
-        unguided_inversion,
-        random_x_t,
-    )
     asked = mixing.Asked(
         runs, image or [], data, pairs, scales, fixed_x_t, recipe, precision, batch, seed, out
     )
     mixing.counterfactual(asked, subsets, controls)
 
 
+@with_recipe()
 def interpolate(
     runs: Runs,
     image: Image = None,
@@ -113,15 +80,7 @@ def interpolate(
         bool, typer.Option("--trajectory", help="Blend the guidance of both z at every step (PDAE).")
     ] = False,
     fixed_x_t: FixedStart = False,
-    inversion_moves: Up = 100,
-    moves: Down = 100,
-    spacing: Spacing = "ends",
-    guidance: Coefficient = "ddim",
-    guidance_scale: Scale = 1.0,
-    no_clamp: NoClamp = False,
-    mask: Mask = "auto",
-    unguided_inversion: Unguided = False,
-    random_x_t: RandomStart = False,
+    recipe: Any = None,
     precision: Precision = "auto",
     batch: Batch = 64,
     seed: Seed = 0,
@@ -130,23 +89,13 @@ def interpolate(
     """Interpolation of all of z between two images (thesis Fig. 4.3 and 4.4)."""
     from engine.edit import mixing
 
-    recipe = _recipe(
-        inversion_moves,
-        moves,
-        spacing,
-        guidance,
-        guidance_scale,
-        no_clamp,
-        mask,
-        unguided_inversion,
-        random_x_t,
-    )
     asked = mixing.Asked(
         runs, image or [], data, pairs, scales, fixed_x_t, recipe, precision, batch, seed, out
     )
     mixing.interpolation(asked, trajectory)
 
 
+@with_recipe()
 def manipulate(
     runs: Runs,
     image: Image = None,
@@ -173,15 +122,7 @@ def manipulate(
     ] = "code",
     samples: Annotated[int, typer.Option(help="Labelled images to learn from; 0: all.", min=0)] = 5000,
     count: Annotated[int, typer.Option(help="Images where none is named.", min=1)] = 3,
-    inversion_moves: Up = 100,
-    moves: Down = 100,
-    spacing: Spacing = "ends",
-    guidance: Coefficient = "ddim",
-    guidance_scale: Scale = 1.0,
-    no_clamp: NoClamp = False,
-    mask: Mask = "auto",
-    unguided_inversion: Unguided = False,
-    random_x_t: RandomStart = False,
+    recipe: Any = None,
     precision: Precision = "auto",
     batch: Batch = 64,
     seed: Seed = 0,
@@ -190,17 +131,6 @@ def manipulate(
     """Attributes of images, less and more (thesis Algorithm 3, Fig. 4.5 to 4.7)."""
     from engine.edit import manipulation
 
-    recipe = _recipe(
-        inversion_moves,
-        moves,
-        spacing,
-        guidance,
-        guidance_scale,
-        no_clamp,
-        mask,
-        unguided_inversion,
-        random_x_t,
-    )
     manipulation.manipulation(
         manipulation.Asked(
             runs,
@@ -261,6 +191,7 @@ def inspect_model(
     lost.inspect_model(model, data, count, px, seed, out)
 
 
+@with_recipe(inversion_moves=50, moves=25)
 def measure_edits(
     runs: Runs,
     subsets: Annotated[str | None, typer.Option(help="Ranges that do not overlap (default: by n).")] = None,
@@ -276,15 +207,7 @@ def measure_edits(
     inception: Annotated[
         Path | None, typer.Option(help="StyleGAN2-ADA's inception-2015-12-05.pt, for FID.")
     ] = None,
-    inversion_moves: Up = 50,
-    moves: Down = 25,
-    spacing: Spacing = "ends",
-    guidance: Coefficient = "ddim",
-    guidance_scale: Scale = 1.0,
-    no_clamp: NoClamp = False,
-    mask: Mask = "auto",
-    unguided_inversion: Unguided = False,
-    random_x_t: RandomStart = False,
+    recipe: Any = None,
     precision: Precision = "auto",
     batch: Batch = 64,
     seed: Seed = 0,
@@ -294,17 +217,6 @@ def measure_edits(
     from engine.edit import numbers
     from engine.edit.perceptual import WeightFiles
 
-    recipe = _recipe(
-        inversion_moves,
-        moves,
-        spacing,
-        guidance,
-        guidance_scale,
-        no_clamp,
-        mask,
-        unguided_inversion,
-        random_x_t,
-    )
     numbers.measure_edits(
         numbers.Asked(
             runs,
@@ -319,30 +231,4 @@ def measure_edits(
             seed,
             out,
         )
-    )
-
-
-def _recipe(
-    inversion_moves: int,
-    moves: int,
-    spacing: Any,
-    coefficient: Any,
-    scale: float,
-    no_clamp: bool,
-    mask: Any,
-    unguided_inversion: bool,
-    random_x_T: bool,
-) -> Any:
-    from diffsiam.sampling import Recipe
-
-    return Recipe(
-        inversion_moves,
-        moves,
-        spacing,
-        coefficient,
-        not no_clamp,
-        mask,
-        not unguided_inversion,
-        "random" if random_x_T else "inverted",
-        scale,
     )
