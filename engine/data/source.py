@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,7 +12,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 Region = tuple[int, int, int, int]
 
 
-class Source:
+class Source(ABC):
     """A finite, indexable set of images; readers in other processes get it pickled.
 
     Attributes:
@@ -46,25 +47,25 @@ class Source:
     def attribute_names(self) -> Sequence[str]:
         return ()
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def __len__(self) -> int: ...
 
+    @abstractmethod
     def read(self, indices: np.ndarray) -> Sequence[np.ndarray] | np.ndarray:
         """The items ``indices`` (B,), in that order. Called from several threads at once.
 
         Raises:
             DataError: the medium fails. Contents that are no image are not its business.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def item(self, index: int) -> str:
         """What to call one item in an error message: a path where there is one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def describe(self) -> str:
         """One line: what it is, where, how many."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fingerprint(self) -> str:
         """Hexadecimal digest that changes when items are added, removed, renamed or resized."""
-        raise NotImplementedError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from engine.data.celeba import CelebASource, is_celeba
@@ -44,8 +45,13 @@ def open_source(
         return LmdbSource(_database(path, split), px, split)
     if kind == "prepared":
         return PreparedSource(path)
-    opened = {"folder": FolderSource, "celeba": CelebASource, "cifar": CifarSource, "tar": TarSource}
-    return opened[kind](path, split)
+    kinds: dict[str, Callable[[Path, Split], Source]] = {
+        "folder": FolderSource,
+        "celeba": CelebASource,
+        "cifar": CifarSource,
+        "tar": TarSource,
+    }
+    return kinds[kind](path, split)
 
 
 def detect(path: Path) -> str:
