@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from engine.errors import CheckpointError
+from engine.host_memory import keep_freed_memory
 from engine.sync_norm import synchronise_batch_norm
 
 # Adam's and SGD's per-parameter state, as torch names it.
@@ -73,6 +74,7 @@ def start_ranks() -> Ranks:
         )
     cuda = torch.cuda.is_available()
     if not cuda:
+        keep_freed_memory()
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
 
@@ -174,6 +176,9 @@ class Trainer:
             model_parameters=parameters,
             config=settings,
         )
+        if ranks.world == 1:
+            # At stage 0 DeepSpeed copies every gradient to and fro to average it with nobody.
+            self.engine.enable_backward_allreduce = zero > 0
 
     @property
     def module(self) -> nn.Module:

@@ -236,10 +236,10 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
         (
             "the variance is about zero",
             "adagn_silu/cpu.py",
-            "centred = rows - mean[:, None]",
-            "centred = rows",
+            "centred = work.sub_(mean[:, None])",
+            "centred = work",
         ),
-        ("no eps", "adagn_silu/cpu.py", " + eps).rsqrt_()", ").rsqrt_()"),
+        ("no eps", "adagn_silu/cpu.py", ", groups) + eps, out", ", groups), out"),
         ("the gain of x is missing", "adagn_silu/cpu.py", "gain * (1 + scale)", "gain * scale"),
         ("the second shift is scaled", "adagn_silu/cpu.py", "shift * (1 + scale) + offset", "shift + offset"),
         (
@@ -252,8 +252,8 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
         (
             "the gain's gradient is not normalised",
             "adagn_silu/cpu.py",
-            ".sum(dim=1).mul_(rstd)",
-            ".sum(dim=1)",
+            ".sum(dim=1)).mul_(rstd)",
+            ".sum(dim=1))",
         ),
         ("x gets a gradient along its mean", "adagn_silu/cpu.py", "along_one * rstd, out", "0 * rstd, out"),
         ("x gets a gradient along itself", "adagn_silu/cpu.py", "along_x * rstd.square()", "0 * rstd"),
@@ -267,8 +267,8 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
         (
             "the pieces lose the rest of the batch",
             "adagn_silu/cpu.py",
-            "for piece in pieces]",
-            "for piece in list(pieces)[:1]]",
+            "range(0, len(x), size)",
+            "range(0, size, size)",
         ),
     ],
 }
