@@ -344,8 +344,7 @@ def _backward(ctx: Any, dy: Tensor | None, dsum: Tensor | None, *_: Tensor) -> t
         return (*(dsum if need else None for need in needed[:2]), *(None,) * 4, *nothing)
     x, *parameters, mean, rstd = ctx.saved_tensors
     dy = dy.contiguous(memory_format=torch.channels_last)
-    adds = ctx.adds and dsum is not None
-    dsum = dsum.contiguous(memory_format=torch.channels_last) if adds else None
+    dsum = dsum.contiguous(memory_format=torch.channels_last) if ctx.adds and dsum is not None else None
     needs_dx = needed[0] or needed[1]
     dx, *others = _adagn_silu_backward(dy, dsum, x, *parameters, mean, rstd, ctx.groups, needs_dx)
     gradients = (dx, dx, *others)  # a sum hands its gradient to both
