@@ -35,7 +35,7 @@ from torch import Tensor
 from diffsiam.weights.files import write_tensors
 from engine import screen
 from engine.errors import CheckpointError
-from engine.runlock import is_alive
+from engine.processes import is_alive
 
 FORMAT = 1
 

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from engine.edit.commands import register
-from engine.errors import CheckpointError, DataError, NumericsError, UsageError
+from engine.errors import FAILURES, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +28,7 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (UsageError, CheckpointError, DataError, NumericsError) as error:
+        except FAILURES as error:
             print(f"error: {error}", file=sys.stderr)
             raise typer.Exit(error.exit_code) from None
 

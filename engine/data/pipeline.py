@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from threading import Thread
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from engine.data.source import Source
 from engine.data.stream import DirectStream, ImageStream, Stream, device_of, one_thread, passes_directly
 from engine.errors import UsageError
 
+POLL_SECONDS, CLOSE_SECONDS = 0.2, 10.0
 DEPTH = 2  # micro-batches that are decoded ahead
 CHUNK_PIXELS = 128 * 128  # that a CPU thread augments at a time, so that they stay in its cache
 
@@ -104,17 +106,35 @@ class Loader:
         self.wait_seconds += time.perf_counter() - started
         return batch
 
+    def wait(self, given_up: Callable[[], bool]) -> None:
+        """Wait until the next batch is there, or until ``given_up()``, which is asked five times a second."""
+        if self._device.type == "cpu":
+            self._make_ahead()
+            while not given_up() and not wait((self._made[0],), POLL_SECONDS).done:
+                pass
+
     def close(self) -> None:
-        """Stop reading ahead and free the graph; the loader gives nothing afterwards."""
+        """Stop reading ahead and free the graph; the loader gives nothing afterwards.
+
+        Whoever leaves does not wait for a file system that is gone.
+        """
+        closing = Thread(target=self._close, name="closing", daemon=True)
+        closing.start()
+        closing.join(CLOSE_SECONDS)
+
+    def _close(self) -> None:
         self._maker.shutdown(cancel_futures=True)
         self._augmenters.shutdown(cancel_futures=True)
         self._images.close()
 
     def _made_ahead(self) -> dict[str, Tensor]:
         """The next batch of a CPU, which threads decode and augment while the step runs."""
+        self._make_ahead()
+        return self._made.popleft().result()
+
+    def _make_ahead(self) -> None:
         while len(self._made) <= self._depth:
             self._made.append(self._maker.submit(self._make))
-        return self._made.popleft().result()
 
     def _make(self) -> dict[str, Tensor]:
         batch = self._images.run()
