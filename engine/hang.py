@@ -72,7 +72,10 @@ class HangWatch:
 
     def _watch(self) -> None:
         while not self._closed.wait(min(1.0, self._limit / 4)):
-            faulthandler.dump_traceback_later(self._limit + GRACE_SECONDS, exit=True)
+            with contextlib.suppress(ValueError, AttributeError):  # standard error may be no file
+                faulthandler.dump_traceback_later(
+                    self._limit + GRACE_SECONDS, exit=True, file=sys.__stderr__ or sys.stderr
+                )
             if time.monotonic() - self._since > self._limit:
                 self._give_up()
 

@@ -28,6 +28,15 @@ def one_thread_and_one_seed():
 
 
 @pytest.fixture(scope="session")
+def launcher(tmp_path_factory):
+    """Starts ranks of the toy task within a moment, and ends what a test leaves behind."""
+    from launching import launching
+
+    with launching(tmp_path_factory.mktemp("launcher")) as launcher:
+        yield launcher
+
+
+@pytest.fixture(scope="session")
 def process_group():
     """A group of one rank, for the whole session: DeepSpeed does not survive a second one in its process."""
     from engine.parallel import start_ranks, stop_ranks
