@@ -231,7 +231,7 @@ class Trainer:
         self._statistics = Statistics(self.module)
         self._not_finite = torch.zeros((), device=ranks.device)
         # Now and not at the first step, which may be skipped: torch would take uninitialised memory for it.
-        self._create_optimizer_state(OPTIMIZER_STATE[optimizer], 0)
+        self._create_optimizer_state()
 
     @property
     def module(self) -> nn.Module:
@@ -332,7 +332,6 @@ class Trainer:
             CheckpointError: the state is that of other parameters.
         """
         keys = OPTIMIZER_STATE[self.kind]
-        self._create_optimizer_state(keys, updates)
         for name, p in self.module.named_parameters():
             for key in keys:
                 value = state.get(f"{name}/{key}")
@@ -342,6 +341,9 @@ class Trainer:
                         f"optimizer state {name}/{key} is missing or has another shape than {tuple(shape)}"
                     )
                 self._set_optimizer_state(p, key, value.to(self.ranks.device))
+        if self.kind == "adam":
+            for held in self._inner.state.values():
+                held["step"].fill_(updates)
 
     def _set_optimizer_state(self, p: nn.Parameter, key: str, value: Tensor) -> None:
         """One parameter's state from its full value."""
@@ -355,8 +357,8 @@ class Trainer:
             # DeepSpeed's setter of full values reads past their end where the ranks do not divide them.
             safe_set_local_optimizer_state(p, self._local(p, value), key)
 
-    def _create_optimizer_state(self, keys: tuple[str, ...], updates: int) -> None:
-        """Torch's optimizers create their state at the first step; a resumed one needs it before."""
+    def _create_optimizer_state(self) -> None:
+        """Zeros, as torch's optimizers take at their first step; a resumed one needs them before."""
         if self.zero == 0:
             held = list(self.module.parameters())
         elif self.zero < 3:
@@ -364,11 +366,11 @@ class Trainer:
         else:
             held = self.optimizer.fp32_partitioned_groups_flat
         for p in held:
-            self._inner.state[p] = {key: torch.zeros_like(p) for key in keys}
+            self._inner.state[p] = {key: torch.zeros_like(p) for key in OPTIMIZER_STATE[self.kind]}
             if self.kind == "adam":
-                self._inner.state[p]["step"] = torch.tensor(float(updates), device=p.device)
+                self._inner.state[p]["step"] = torch.zeros((), device=p.device)
         if self.zero in (1, 2):
-            # Ties each parameter to its slice of the flat state.
+            # Ties each parameter to its slice of the flat state, once.
             self.optimizer._lazy_init_hp_params_optimizer_state()
 
 
