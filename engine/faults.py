@@ -119,8 +119,8 @@ def parse(text: str) -> tuple[Fault, ...]:
 
 
 def _fault(text: str) -> Fault:
-    name, *conditions, action = text.split(":")
     try:
+        name, *conditions, action = text.split(":")
         given = dict(condition.split("=") for condition in conditions)
         rank = int(given.pop("rank")) if "rank" in given else None
         first, dash, last = given.pop("step", "").partition("-")

@@ -19,7 +19,7 @@ if Path(sys.path[0]).resolve() == _HERE:
     sys.path[0] = str(_HERE.parent)
 
 from engine import screen  # noqa: E402  (after the path is right)
-from engine.errors import FAILURES, RankError  # noqa: E402
+from engine.errors import FAILURES, RankError, UsageError  # noqa: E402
 
 PATIENCE_SECONDS = 5.0
 
@@ -49,6 +49,7 @@ def main(arguments: list[str]) -> int:
     options = parse(arguments)
     screen.quiet_libraries()
     try:
+        demand_directory()
         from engine.config_file import load
 
         config = load(
@@ -76,6 +77,18 @@ def main(arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     return 0
+
+
+def demand_directory() -> None:
+    """Torch looks where it is when it is imported.
+
+    Raises:
+        UsageError: the working directory was deleted.
+    """
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UsageError("the working directory does not exist any more; change to one that does") from None
 
 
 def leave(code: int) -> NoReturn:

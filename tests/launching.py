@@ -39,7 +39,7 @@ TOY = {
 SERVER = """
 import ctypes, json, os, signal, sys
 sys.path.insert(0, {root!r})
-import torch
+import torch, torch._dynamo
 torch.set_num_threads(1)
 import deepspeed
 import engine.run, engine.train, engine.verify, engine.replay
