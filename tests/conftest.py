@@ -5,6 +5,7 @@ from unittest import mock
 
 import pytest
 import torch
+from fault_suite import belongs
 from torch import nn
 
 # Kernels are tested on a GPU, or in Triton's interpreter by a process of their own
@@ -19,6 +20,13 @@ def pytest_terminal_summary(terminalreporter):
     if lines:
         terminalreporter.section("kernels")
         terminalreporter.write_line("\n".join(lines))
+
+
+def pytest_collection_modifyitems(items):
+    """Mark the tests elsewhere that belong to the suite of faults."""
+    for item in items:
+        if belongs(item.path.name, item.name):
+            item.add_marker(pytest.mark.faults)
 
 
 @pytest.fixture(autouse=True)

@@ -58,10 +58,10 @@ import os, tempfile
 from engine import loop
 place = tempfile.mkdtemp()
 os.chdir(place)
-real = loop.build_loader
+build = loop.build_loader
 def late(*arguments):
     os.rmdir(place)
-    return real(*arguments)
+    return build(*arguments)
 loop.build_loader = late
 """
 PROXY = dict.fromkeys(("http_proxy", "https_proxy", "HTTPS_PROXY", "ALL_PROXY"), "http://192.0.2.1:9")
