@@ -26,7 +26,6 @@ ALSO = {
     "test_config.py": ("resuming", "hash"),
     "test_train.py": ("resume", "sigterm", "refuses_to_go_on", "exit_code_two"),
     "test_weights_fuzz.py": (),
-    "test_weights_formats.py": ("hostile", "pickle"),
 }
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
+from fault_suite import belongs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from training import logged
@@ -20,7 +23,7 @@ from engine.config_errors import Origins
 from engine.config_file import _validated, config_hash, dump, from_dict
 from engine.data.order import locate, order
 from engine.data.share import Share
-from engine.errors import UsageError
+from engine.errors import FAILURES, UsageError
 from engine.verify import state, state_hash
 
 pytestmark = [pytest.mark.faults]
@@ -61,6 +64,31 @@ def test_a_checkpoint_of_every_format_is_committed_whole(number):
     found = verify(GOLDEN / f"format_{number}" / "checkpoints" / "step_00000004")
     assert found.step == 4
     assert {"model", "ema", "optimizer"} <= {file.stem for file in found.path.glob("*.safetensors")}
+
+
+PROMISES = (GOLDEN.parent.parent / "docs" / "reliability.md").read_text()
+
+
+def test_every_promise_names_tests_that_exist_and_belong_to_the_suite():
+    sections = PROMISES.split("\n## ")
+    promises = [section for section in sections if re.match(r"R\d+ ", section)]
+    assert [section.split()[0] for section in promises] == [f"R{i}" for i in range(1, 11)]
+    for promise in promises:
+        named = re.findall(r"\[(test_\w+\.py)::(test_\w+)\]", promise)
+        assert named, promise.splitlines()[0]
+        for file, test in named:
+            source = (GOLDEN.parent / file).read_text()
+            assert f"def {test}(" in source, f"{file}::{test}"
+            assert "pytest.mark.faults" in source or belongs(file, test), f"{file}::{test}"
+
+
+def test_every_kind_of_error_has_the_exit_code_of_the_table():
+    listed = dict(re.findall(r"^\| (\d+) \| (\w+)", PROMISES, re.MULTILINE))
+    words = {"UsageError": "usage", "NumericsError": "numerics", "CheckpointError": "checkpoints"}
+    words |= {"DataError": "data", "RankError": "ranks"}
+    assert {str(kind.exit_code): words[kind.__name__] for kind in FAILURES}.items() <= listed.items()
+    assert get_args(type(Config().run).model_fields["stop_code"].annotation) == (0, 75)
+    assert {"0", "75"} <= listed.keys()
 
 
 names = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=20)
