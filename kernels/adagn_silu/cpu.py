@@ -59,9 +59,9 @@ class _NormSiLU(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, gain: Tensor, shift: Tensor, groups: int, eps: float) -> Tensor:
         y = torch.empty_like(x, memory_format=torch.channels_last)
         mean, rstd = torch.empty_like(gain), torch.empty_like(gain)
-        given, results = (_pixels(x), gain, shift), (_pixels(y), mean, rstd)
+        rows = (_pixels(x), gain, shift, _pixels(y), mean, rstd)
         for piece in _pieces(x):
-            _forward(*(t[piece] for t in given), *(t[piece] for t in results), groups, eps)
+            _forward(*(t[piece] for t in rows), groups=groups, eps=eps)
         ctx.save_for_backward(x, gain, shift, mean, rstd)
         ctx.groups = groups
         return y
@@ -72,9 +72,9 @@ class _NormSiLU(torch.autograd.Function):
         x, *vectors = ctx.saved_tensors
         d_x = torch.empty_like(x, memory_format=torch.channels_last)
         d_gain, d_shift = torch.empty_like(vectors[0]), torch.empty_like(vectors[0])
-        given, results = (_pixels(grad), _pixels(x), *vectors), (_pixels(d_x), d_gain, d_shift)
+        rows = (_pixels(grad), _pixels(x), *vectors, _pixels(d_x), d_gain, d_shift)
         for piece in _pieces(x):
-            _backward(*(t[piece] for t in given), *(t[piece] for t in results), ctx.groups)
+            _backward(*(t[piece] for t in rows), groups=ctx.groups)
         return d_x, d_gain, d_shift, None, None
 
 
