@@ -283,13 +283,7 @@ class Trainer:
 
     def _create_optimizer_state(self, keys: tuple[str, ...], steps_done: int) -> None:
         """Torch's optimizers create their state at the first step; a resumed one needs it before."""
-        optimizer = self.optimizer if self.zero == 0 else self.optimizer.optimizer
-        if self.zero == 0:
-            held = list(self.module.parameters())
-        elif self.zero < 3:
-            held = self.optimizer.single_partition_of_fp32_groups
-        else:
-            held = self.optimizer.fp32_partitioned_groups_flat
+        optimizer, held = self._updated()
         for p in held:
             optimizer.state[p] = {key: torch.zeros_like(p) for key in keys}
             if self.kind == "adam":
@@ -297,6 +291,24 @@ class Trainer:
         if self.zero in (1, 2):
             # Ties each parameter to its slice of the flat state.
             self.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _updated(self) -> tuple[torch.optim.Optimizer, list[Tensor]]:
+        """Torch's optimizer, and the tensors on this rank that it updates: the parameters, or flat float32
+        copies of this rank's partition of them.
+        """
+        if self.zero == 0:
+            return self.optimizer, list(self.module.parameters())
+        if self.zero < 3:
+            return self.optimizer.optimizer, self.optimizer.single_partition_of_fp32_groups
+        return self.optimizer.optimizer, self.optimizer.fp32_partitioned_groups_flat
+
+    def optimizer_bytes(self) -> int:
+        """What the optimizer keeps on this rank after a step: its state and, from ZeRO stage 1, a float32
+        copy of the weights that it updates.
+        """
+        optimizer, held = self._updated()
+        state = [value for p in held for value in optimizer.state[p].values() if isinstance(value, Tensor)]
+        return sum(tensor.nbytes for tensor in (*state, *(held if self.zero else ())))
 
 
 def _sharded(parameter: nn.Parameter) -> Any:
