@@ -61,6 +61,39 @@ def train(
 
 
 @app.command()
+def plan(
+    config: Annotated[Path, typer.Option(help="JSON file, such as configs/bedroom.json.")],
+    overrides: Overrides = None,
+    gpus: Annotated[int, typer.Option(help="How many.")] = 1,
+    gpu: Annotated[str, typer.Option(help="a100-40, a100-80, h100, h200, ... (a wrong name lists all).")] = (
+        "a100-80"
+    ),
+    assume: Annotated[
+        list[str] | None, typer.Option(help="name=number in place of a printed assumption; repeatable.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Forecast time, memory and communication of a run on GPUs, up to 1,024; needs neither them nor images."""
+    from engine.scaling import assume as assumptions
+    from engine.scaling import gpu_named
+
+    chosen, assumed = gpu_named(gpu), assumptions(assume or [])
+    if gpus < 1:
+        raise UsageError(f"--gpus {gpus}: use 1 or more")
+    from engine.config_file import load
+    from engine.forecast import plan as run
+    from engine.forecast import show
+
+    report = run(load(config, overrides or [], inputs=False), gpus, chosen, assumed)
+    if as_json:
+        import json
+
+        print(json.dumps(report, indent=2))
+    else:
+        show(report)
+
+
+@app.command()
 def rooms(
     px: Annotated[int, typer.Option(help="Side of an image in pixels, 16 to 128.")] = 64,
     out: Annotated[Path, typer.Option(help="Where to write the sheet.")] = Path("rooms.png"),

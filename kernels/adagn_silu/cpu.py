@@ -61,7 +61,7 @@ class _NormSiLU(torch.autograd.Function):
         mean, rstd = torch.empty_like(gain), torch.empty_like(gain)
         rows = (_pixels(x), gain, shift, _pixels(y), mean, rstd)
         for piece in _pieces(x):
-            _forward(*(t[piece] for t in rows), groups=groups, eps=eps)
+            _forward(groups, eps, *(t[piece] for t in rows))
         ctx.save_for_backward(x, gain, shift, mean, rstd)
         ctx.groups = groups
         return y
@@ -74,7 +74,7 @@ class _NormSiLU(torch.autograd.Function):
         d_gain, d_shift = torch.empty_like(vectors[0]), torch.empty_like(vectors[0])
         rows = (_pixels(grad), _pixels(x), *vectors, _pixels(d_x), d_gain, d_shift)
         for piece in _pieces(x):
-            _backward(*(t[piece] for t in rows), groups=ctx.groups)
+            _backward(ctx.groups, *(t[piece] for t in rows))
         return d_x, d_gain, d_shift, None, None
 
 
@@ -85,14 +85,14 @@ def _pieces(x: Tensor) -> list[slice]:
 
 
 def _forward(
+    groups: int,
+    eps: float,
     x: Tensor,
     gain: Tensor,
     shift: Tensor,
     y: Tensor,
     mean: Tensor,
     rstd: Tensor,
-    groups: int,
-    eps: float,
 ) -> None:
     """Write y (B, pixels, C), and mean and reciprocal deviation of each channel's group (B, C)."""
     work = torch.empty(x.shape, dtype=gain.dtype).copy_(x)
@@ -103,6 +103,7 @@ def _forward(
 
 
 def _backward(
+    groups: int,
     grad: Tensor,
     x: Tensor,
     gain: Tensor,
@@ -112,7 +113,6 @@ def _backward(
     d_x: Tensor,
     d_gain: Tensor,
     d_shift: Tensor,
-    groups: int,
 ) -> None:
     """Write the gradients of x, gain and shift."""
     slope = gain * rstd
