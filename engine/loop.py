@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from engine import checkpoint, screen
+from engine.collapse import collapse_warning
 from engine.config import Config
 from engine.config_file import config_hash
 from engine.data.broken import Quarantine
@@ -21,7 +22,7 @@ from engine.data.source import Source
 from engine.ema import Ema
 from engine.errors import NumericsError
 from engine.learning_rate import learning_rate
-from engine.metrics import JsonLines, Metrics, Record, Sink, TensorBoard, collapse_warning
+from engine.metrics import JsonLines, Metrics, Record, Sink, TensorBoard
 from engine.parallel import Ranks, Trainer
 from engine.preempt import Preemption
 from engine.resume import load_model, restore, snapshot

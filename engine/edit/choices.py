@@ -31,13 +31,13 @@ def read_choices(
     """S for every range "a-b", half-open and counted from 0 as in the thesis' figures; "all", "none".
 
     Args:
-        asked: ranges separated by commas.
+        asked: ranges separated by commas; "0-2+5-6" is one S, of both.
         controls: add none, all, and to each range as many random dimensions, and the range with x_T fixed.
 
     Raises:
         UsageError: a range that is none.
     """
-    ranges = [_range(part.strip(), subsets.n) for part in asked.split(",")]
+    ranges = [_union(part.strip(), subsets.n) for part in asked.split(",")]
     chosen = [of_subsets(name, subsets, inside, moves_x_T) for name, inside in ranges]
     if not controls:
         return chosen
@@ -60,6 +60,11 @@ def read_choices(
         ),
         *(Choice(f"{c.name}, x_T fixed", c.dims, False) for c in plain if moves_x_T),
     ]
+
+
+def _union(text: str, n: int) -> tuple[str, list[int]]:
+    found = [_range(part.strip(), n) for part in text.split("+")]
+    return "+".join(name for name, _ in found), sorted({i for _, inside in found for i in inside})
 
 
 def _range(text: str, n: int) -> tuple[str, list[int]]:

@@ -57,7 +57,7 @@ def pictures(opened: Trained, asked: Sequence[str], data: Path | None, count: in
     indices = [int(name) for name in asked]
     source = training_images(opened, data, least=1 + max(indices, default=0))
     if not indices:
-        indices = _first(opened, data, count)
+        indices = unseen(opened, data, count)
         source = training_images(opened, data, least=1 + indices[-1])
     if max(indices) >= len(source):
         raise UsageError(f"--image {max(indices)}: there are {len(source)} images, from 0 on")
@@ -82,7 +82,8 @@ def labelled_images(source: Source, samples: int) -> np.ndarray:
     return np.arange(count, dtype=np.int64) * len(source) // count
 
 
-def _first(opened: Trained, data: Path | None, count: int) -> list[int]:
+def unseen(opened: Trained, data: Path | None, count: int) -> list[int]:
+    """Numbers of the first ``count`` images that training never saw or, of a folder, of the first ones."""
     trained = opened.images
     rooms = data is None and trained is not None and trained.data.source == "rooms"
     start = trained.data.count if rooms and trained is not None else 0
