@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from engine.edit.commands import register
+from engine.edit.commands import register as register_edits
 from engine.errors import CheckpointError, DataError, NumericsError, UsageError
+from engine.report.commands import register as register_reports
 
 if TYPE_CHECKING:
     import numpy as np
@@ -225,7 +226,8 @@ def evaluate(
     run(run_dir, Request(parse_names(suite), tuple(data or ()), limit, options), out)
 
 
-register(app)
+register_edits(app)
+register_reports(app)
 
 
 @config_app.command()

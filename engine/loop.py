@@ -25,6 +25,7 @@ from engine.learning_rate import learning_rate
 from engine.metrics import JsonLines, Metrics, Record, Sink, TensorBoard
 from engine.parallel import Ranks, Trainer
 from engine.preempt import Preemption
+from engine.report.live import LivePage
 from engine.resume import load_model, restore, snapshot
 from engine.step import Policy, prepare_trainable
 from engine.tasks import Batch, Task
@@ -187,10 +188,12 @@ def build_loader(
 
 
 def open_sinks(config: Config, run_dir: Path, start: int) -> list[Sink]:
-    """metrics.jsonl and, if asked for, TensorBoard events, both rewound to step ``start``."""
+    """metrics.jsonl and, if asked for, TensorBoard events, both rewound to step ``start``, and the report."""
     sinks: list[Sink] = [JsonLines(run_dir / "metrics.jsonl", start)]
     if config.log.tensorboard:
         sinks.append(TensorBoard(run_dir / "tensorboard", start))
+    if config.report.page:
+        sinks.append(LivePage(run_dir))
     return sinks
 
 

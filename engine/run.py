@@ -30,6 +30,8 @@ from engine.loop import train, zero_stage
 from engine.parallel import Ranks, ranks_here, start_ranks
 from engine.published import demand_same_file, read_frozen, record
 from engine.report import rooms
+from engine.report.live import write_page
+from engine.report.started import write_started
 from engine.resume import check_resumable
 from engine.runlock import run_lock
 from engine.step import Policy, choose_policy, prepare_frozen
@@ -112,10 +114,9 @@ def _train_and_report(config: Config, source: Source, held_out: Source | None, r
     }
     if ranks.is_main:
         (run_dir / "config.json").write_text(dump(config))
-        screen.block(
-            _rows(config, source, residence, ranks, policy, resumed, boundaries, parts),
-            "DiffSiam" if frozen is not None else "training",
-        )
+        rows = _rows(config, source, residence, ranks, policy, resumed, boundaries, parts)
+        screen.block(rows, "DiffSiam" if frozen is not None else "training")
+        write_started(run_dir, rows, ranks.world)
         for text in cautions(config):
             screen.warn(text)
         if resumed and resumed.state["data"] != data:
@@ -135,7 +136,26 @@ def _train_and_report(config: Config, source: Source, held_out: Source | None, r
     task.export(average, run_dir)
     if config.report.factors and isinstance(average, DiffSiam):
         rooms.after(average, run_dir, config)
+    if config.report.explorer and isinstance(average, DiffSiam) and average.decoder is not None:
+        _explore(config, run_dir, source, ranks)
+    if config.report.page and (page := write_page(run_dir)):
+        screen.line(f"open in a browser: {page}")
     screen.line(f"done: {run_dir}/checkpoints, metrics.jsonl" + (", grids/" if config.log.grid_every else ""))
+
+
+def _explore(config: Config, run_dir: Path, source: Source, ranks: Ranks) -> None:
+    """The pictures of the report's explorer and, where the images come with labels, the map of them."""
+    from engine.report import labels, lattice
+
+    if not lattice.is_affordable(config.data.px, ranks.device):
+        screen.line(
+            f"report.explorer: at {config.data.px} px it takes a CPU hours; "
+            f"`diffsiam report {run_dir} --explorer` makes it all the same"
+        )
+        return
+    lattice.render(run_dir, config.report.guidance_scale)
+    if labels.come_with(source):
+        labels.measure_labels(run_dir, None)
 
 
 def _pixels(held_out: Source | None, config: Config) -> Tensor | None:

@@ -8,6 +8,7 @@ from fractions import Fraction
 
 from diffsiam.counterfactual import Choice, of_subsets, random_dims
 from diffsiam.subsets import Subsets
+from engine.edit.units import units_of
 from engine.errors import UsageError
 
 FFHQ = "0-2,0-4,0-6,6-10,16-24,24-32,32-64"  # thesis Fig. 4.1
@@ -20,9 +21,7 @@ def default_subsets(n: int) -> str:
     """The thesis' ranges for its 64 subsets; else each by itself, or eight ranges of equal length."""
     if n == 64:
         return FFHQ
-    rows = min(n, MOST_ROWS)
-    ends = [n * i // rows for i in range(rows + 1)]
-    return ",".join(f"{a}-{b}" for a, b in zip(ends[:-1], ends[1:], strict=True))
+    return ",".join(units_of(n, MOST_ROWS))
 
 
 def read_choices(

@@ -6,6 +6,7 @@ import json
 import shlex
 from typing import Any
 
+from engine.edit.units import ends_of, unit_name
 from engine.report.maps import CONTROLS
 from engine.report.reading import Run
 from engine.report.told import words
@@ -14,8 +15,8 @@ INDEX, TILES = "explorer.json", "explorer.png"
 
 
 def explorer(run: Run) -> dict[str, Any] | None:
-    """The index of ``explorer.png`` and, for each row that can be chosen, name and success by factor; None
-    where the run has none.
+    """The index of ``explorer.png``, for each row that can be chosen name and success by factor, and which row
+    moves most; None where the run has none.
     """
     folder = run.run_dir / "report"
     try:
@@ -29,6 +30,7 @@ def explorer(run: Run) -> dict[str, Any] | None:
         "index": index,
         "path": folder / TILES,
         "factors": factors,
+        "strongest": max(range(len(table)), key=lambda i: max((v or 0.0 for v in table[i]), default=0.0)),
         "rows": list(zip(map(unit_name, index["units"]), table, strict=True)),
         "data": {
             **index,
@@ -50,19 +52,8 @@ def unit_map(
     success = causal["success"][: len(causal["success"]) - CONTROLS]
     rows = []
     for unit in units:
-        inside = success[slice(*_ends(unit))]
+        inside = success[slice(*ends_of(unit))]
         rows.append(
             [max((v for v in column if v is not None), default=None) for column in zip(*inside, strict=True)]
         )
     return [words(name) for name in evaluation["factors"]], rows
-
-
-def unit_name(unit: str) -> str:
-    """A half-open range from 0, as people count subsets."""
-    first, end = _ends(unit)
-    return f"subset {end}" if end == first + 1 else f"subsets {first + 1} to {end}"
-
-
-def _ends(unit: str) -> tuple[int, int]:
-    first, end = unit.split("-")
-    return int(first), int(end)

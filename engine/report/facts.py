@@ -30,7 +30,6 @@ def facts(run: Run) -> dict[str, str]:
         "throughput": _throughput(run),
         "cost": _cost(run),
         "checkpoint": _checkpoint(run),
-        "notes": " ".join(config.notes),
     }
     return {what: text for what, text in rows.items() if text}
 

@@ -29,6 +29,7 @@ from engine.edit.choices import read_choices, read_scales, scale_names
 from engine.edit.manipulation import features
 from engine.edit.opening import Opened, open_model, training_images
 from engine.edit.pictures import labelled_images, pictures, unseen
+from engine.edit.units import units_of
 from engine.plain_json import write_json
 from engine.report.explorer import INDEX, TILES
 from engine.report.tiles import Tiles
@@ -37,7 +38,6 @@ from engine.sheet import save
 PAIRS = 3
 SCALES = "0,1/4,1/2,3/4,1"
 PUSHES = "-1,-1/2,0,1/2,1"  # in published code's unit
-UNITS = 8  # rows of the map that can be clicked: subsets, or ranges of them
 COMBINED = 4  # units up to which every combination is made, beyond each by itself
 ATTRIBUTES = 12
 LEARNT_FROM = 3000
@@ -61,9 +61,8 @@ class Lattice:
     @classmethod
     def of(cls, n: int) -> Lattice:
         """For n subsets."""
-        count = min(n, UNITS)
-        ends = [n * i // count for i in range(count + 1)]
-        units = [f"{a}-{b}" for a, b in zip(ends[:-1], ends[1:], strict=True)]
+        units = units_of(n)
+        count = len(units)
         sizes = range(count + 1) if count <= COMBINED else (0, 1, count)
         return cls(units, [chosen for size in sizes for chosen in combinations(range(count), size)])
 

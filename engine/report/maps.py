@@ -52,9 +52,9 @@ def _moved(run: Run) -> Iterator[Map]:
         rows.append((name, remark, [Cell(share(v), v or 0.0) for v in success]))
     yield Map(
         "What each subset moves",
-        "Chance that a factor becomes the other room's when this part of z is swapped, fine factors left, coarse "
-        f"ones right ({causal['pairs']} pairs of held-out rooms, guidance scale {causal['guidance_scale']:g}); the "
-        "row none swaps nothing: what it shows is what decoding alone does.",
+        "Chance that a factor becomes the other room's when this part of z is swapped, fine factors left, "
+        f"coarse ones right ({causal['pairs']} pairs of held-out rooms, guidance scale "
+        f"{causal['guidance_scale']:g}). The row none swaps nothing: it shows what decoding alone does.",
         [words(name) for name in run.evaluation["factors"]] if run.evaluation else [],
         rows,
         n,
@@ -69,8 +69,8 @@ def _known(run: Run) -> Iterator[Map]:
     largest = max((v for row in table for v in row if v is not None), default=1.0) or 1.0
     yield Map(
         "What each subset knows",
-        "Information that a linear reader takes from this subset alone, in nats (diffsiam evaluate). A subset may "
-        "know what the decoder never takes from it: the map above says what it does.",
+        "Information that a linear reader takes from this subset alone, in nats (diffsiam evaluate). A "
+        "subset may know what the decoder never takes from it: the map above says what it does.",
         [words(name) for name in names],
         [
             (f"subset {i}", "", [Cell(number(v, "", 2), (v or 0.0) / largest) for v in row])
@@ -92,8 +92,8 @@ def _labelled(run: Run) -> Iterator[Map]:
     rows.append(("chance", "", [Cell(share(v), 0.0) for v in chance]))
     yield Map(
         "What each subset knows of the labels",
-        f"Balanced accuracy of a linear reader of this subset alone ({found['train']:,} images to learn from, "
-        f"{found['test']:,} to test). It says what a subset knows, not what the decoder takes from it.",
+        f"Balanced accuracy of a linear reader of this subset alone ({found['train']:,} images to learn "
+        f"from, {found['test']:,} to test): what a subset knows, not what the decoder takes from it.",
         [words(name) for name in found["labels"]],
         rows,
         len(rows) - 2,

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from engine.report.told import number
 
 WIDTH, HEIGHT = 640, 300
-LEFT, RIGHT, TOP, BOTTOM = 62, 14, 12, 40
+LEFT, RIGHT, TOP, BOTTOM = 78, 18, 12, 44
 POINTS = 160  # a line has at most so many
 ROWS_TOLD = 12  # rows of the table
 TICKS = 5
@@ -120,8 +120,7 @@ class _Axis:
             low, high = math.log10(min(values)), math.log10(max(values))
             margin = max(0.02, 0.05 * (high - low))
             low, high = low - margin, high + margin
-            ticks = [10 ** (low + (high - low) * i / (TICKS - 1)) for i in range(TICKS)]
-            return cls(low, high, ticks, True)
+            return cls(low, high, _log_ticks(10**low, 10**high), True)
         step = _round_step(max(values) - min(0.0, *values) or 1.0)
         first, last = math.floor(min(0.0, *values) / step), math.ceil(max(*values, step / 2) / step)
         return cls(first * step, last * step, [i * step for i in range(first, last + 1)], False)
@@ -129,6 +128,16 @@ class _Axis:
     def y(self, value: float) -> float:
         place = ((math.log10(value) if self.log else value) - self.low) / (self.high - self.low)
         return HEIGHT - BOTTOM - place * (HEIGHT - TOP - BOTTOM)
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers of equal distance, or 1, 2 and 5 of every power where the range is wide."""
+    if high / low < 20:
+        step = _round_step(high - low)
+        return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    marks = (1, 2, 5) if len(powers) < 4 else (1,)
+    return [m * 10.0**power for power in powers for m in marks if low <= m * 10.0**power <= high]
 
 
 def _round_step(extent: float) -> float:
@@ -147,10 +156,8 @@ def _frame(axis: _Axis, last: int, unit: str) -> list[Markup]:
             )
         )
         parts.append(_text(LEFT - 8, y + 4, number(tick, unit, 2), "end"))
-    for i in range(TICKS):
-        step = round(last * i / (TICKS - 1))
-        anchor = "end" if i == TICKS - 1 else "middle"
-        parts.append(_text(_x(step, last), HEIGHT - BOTTOM + 16, f"{step:,}", anchor))
+    for step in range(0, last + 1, max(1, round(_round_step(last)))):
+        parts.append(_text(_x(step, last), HEIGHT - BOTTOM + 18, f"{step:,}", "middle"))
     return [*parts, _text((LEFT + WIDTH) / 2, HEIGHT - 4, "step", "middle")]
 
 

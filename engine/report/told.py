@@ -11,7 +11,7 @@ def number(value: float | None, unit: str = "", digits: int = 3) -> str:
         return "-"
     shown = 100 * value if unit == "%" else value
     text = f"{shown:,.0f}" if abs(shown) >= 10 ** (digits - 1) else f"{shown:.{digits}g}"
-    return f"{text} {unit}" if unit else text
+    return f"{text}\N{NO-BREAK SPACE}{unit}" if unit else text
 
 
 def share(value: float | None) -> str:
