@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffsiam.sampling import to_uint8
 from engine.data.fetching import fetch
 from engine.data.sources import FolderSource, Source
 from engine.edit.opening import Trained, training_images
@@ -74,6 +75,12 @@ def pairs_of(pictures: Pictures) -> list[tuple[int, int]]:
     if len(pictures) % 2:
         raise UsageError(f"--image was given {len(pictures)} times, but every two make a pair")
     return [(i, i + 1) for i in range(0, len(pictures), 2)]
+
+
+def pixels(images: Tensor) -> np.ndarray:
+    """Images (..., 3, px, px) in [-1, 1] -> (..., px, px, 3) uint8."""
+    flat = to_uint8(images.flatten(0, -4))
+    return flat.view(*images.shape[:-3], *flat.shape[1:]).cpu().numpy()
 
 
 def labelled_images(source: Source, samples: int) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 UNITS = 8
 
 
@@ -16,6 +18,13 @@ def unit_name(unit: str) -> str:
     """A range as people count subsets."""
     first, end = ends_of(unit)
     return f"subset {end}" if end == first + 1 else f"subsets {first + 1} to {end}"
+
+
+def union_of(units: Sequence[str], chosen: Sequence[int]) -> str:
+    """Some of the ranges as one S, as ``--subsets`` has it."""
+    if not chosen:
+        return "none"
+    return "all" if len(chosen) == len(units) else "+".join(units[i] for i in chosen)
 
 
 def ends_of(unit: str) -> tuple[int, int]:

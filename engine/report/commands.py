@@ -11,6 +11,7 @@ import typer
 def register(app: typer.Typer) -> None:
     """Add the commands to ``app``."""
     app.command()(report)
+    app.command()(explore)
 
 
 def report(
@@ -52,3 +53,28 @@ def report(
         measure_labels(run.run_dir, labels, data)
     page = write_report(runs, out, claims)
     screen.line(f"written: {page}, {page.stat().st_size / 1e6:.1f} MB of at most {LIMIT / 1e6:.0f}")
+
+
+def explore(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Directory of a training, export, or published pair.")
+    ],
+    labels: Annotated[
+        Path | None, typer.Option(help="CSV of image and attributes, or CelebA's list: attributes to push.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder that numbers count in (default: the training set).")
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of 127.0.0.1; 0: any that is free.")] = 8765,
+) -> None:
+    """Edit your own images in the browser: a local page, nothing leaves this machine.
+
+    diffsiam explore runs/quickstart
+    """
+    from engine.errors import UsageError
+
+    try:
+        from engine.explore.serve import serve
+    except ModuleNotFoundError as error:
+        raise UsageError(f"{error.name} is not installed; pip install 'diffsiam[explore]'") from error
+    serve(run, labels, data, port)

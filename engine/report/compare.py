@@ -134,8 +134,7 @@ def _by_seed(runs: Sequence[Run]) -> Iterator[Difference]:
     for other in groups[1:]:
         seeds = sorted(groups[0].keys() & other.keys())
         for key, name in MEASURES.items() if len(seeds) > 1 else ():
-            values = [(_arm(groups[0][s]).get(key), _arm(other[s]).get(key)) for s in seeds]
-            pairs = [b - a for a, b in values if a is not None and b is not None]
+            pairs = _minus(*([_arm(arm[s]).get(key) for s in seeds] for arm in (groups[0], other)))
             if len(pairs) > 1:
                 yield _difference(_arm_name(groups[0]), _arm_name(other), name, "seed", pairs)
 

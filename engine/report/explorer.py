@@ -15,7 +15,7 @@ INDEX, TILES = "explorer.json", "explorer.png"
 
 
 def explorer(run: Run) -> dict[str, Any] | None:
-    """The index of ``explorer.png``, for each row that can be chosen name and success by factor, and which row
+    """The index of ``explorer.png``, name and success by factor of each row that can be chosen, and which row
     moves most; None where the run has none.
     """
     folder = run.run_dir / "report"

@@ -18,7 +18,7 @@ from torch import Tensor
 from diffsiam.counterfactual import Choice, Inverted, counterfactual_jobs, counterfactuals
 from diffsiam.manipulation import fit_classifier, manipulate
 from diffsiam.sampler import Sampler
-from diffsiam.sampling import Recipe, to_uint8
+from diffsiam.sampling import Recipe
 from diffsiam.subsets import Subsets
 from engine import screen
 from engine.data.rooms import FACTORS
@@ -28,8 +28,8 @@ from engine.edit.attributes import Labels, read_labels
 from engine.edit.choices import read_choices, read_scales, scale_names
 from engine.edit.manipulation import features
 from engine.edit.opening import Opened, open_model, training_images
-from engine.edit.pictures import labelled_images, pictures, unseen
-from engine.edit.units import units_of
+from engine.edit.pictures import labelled_images, pictures, pixels, unseen
+from engine.edit.units import union_of, units_of
 from engine.plain_json import write_json
 from engine.report.explorer import INDEX, TILES
 from engine.report.tiles import Tiles
@@ -68,9 +68,7 @@ class Lattice:
 
     def named(self, chosen: tuple[int, ...]) -> str:
         """As ``--subsets`` has it."""
-        if not chosen:
-            return "none"
-        return "all" if len(chosen) == len(self.units) else "+".join(self.units[i] for i in chosen)
+        return union_of(self.units, chosen)
 
     def read(self, subsets: Subsets, moves_x_T: bool) -> list[Choice]:
         """S of every choice."""
@@ -113,10 +111,10 @@ def render(run_dir: Path, guidance_scale: float, pairs: int = PAIRS) -> Path:
         "choices": lattice.choices,
         "named": [lattice.named(chosen) for chosen in lattice.choices],
         "scales": scale_names(SCALES),
-        "exchanged": tiles.add_all(_pixels(exchanged)),
+        "exchanged": tiles.add_all(pixels(exchanged)),
         "attributes": labels.names if labels else [],
         "pushes": scale_names(PUSHES),
-        "pushed": [] if pushed is None else tiles.add_all(_pixels(pushed)),
+        "pushed": [] if pushed is None else tiles.add_all(pixels(pushed)),
         "moves": [UP, DOWN],
         "guidance_scale": guidance_scale,
         "learnt_from": LEARNT_FROM,
@@ -140,12 +138,6 @@ def _cost(
     )
     pushes = 0 if labels is None else len(ends) * (1 + len(labels.names) * (len(read_scales(PUSHES)) - 1))
     return opened.sampler(recipe, BATCH).cost(2 * len(ends), edits + pushes)
-
-
-def _pixels(images: Tensor) -> np.ndarray:
-    """(..., 3, px, px) in [-1, 1] -> (..., px, px, 3) uint8."""
-    flat = to_uint8(images.flatten(0, -4))
-    return flat.view(*images.shape[:-3], *flat.shape[1:]).cpu().numpy()
 
 
 def _labels(source: Source) -> Labels | None:

@@ -34,7 +34,7 @@ def templates() -> Environment:
     loader = PackageLoader("engine.report")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters |= {"share": told.share, "number": told.number}
-    environment.globals |= {"source": lambda name: _source(environment, name), "hash": _hash}
+    environment.globals |= {"source": lambda name: _source(environment, name), "hash": script_hash}
     return environment
 
 
@@ -129,6 +129,6 @@ def _source(environment: Environment, name: str) -> str:
     return environment.loader.get_source(environment, name)[0]
 
 
-def _hash(text: str) -> str:
-    """Of a script, for the page's content security policy: no other script runs in it."""
+def script_hash(text: str) -> str:
+    """For a page's content security policy: no other script than this one runs in it."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -114,6 +114,11 @@ def read_runs(run_dirs: Sequence[Path]) -> list[Run]:
     return [_read(path, name) for path, name in zip(run_dirs, _names(resolved), strict=True)]
 
 
+def read_evaluation(run_dir: Path) -> dict[str, Any] | None:
+    """Rooms' report of the end of training, None where there is none."""
+    return _json(run_dir / "report" / "evaluation.json")
+
+
 def find_claims(run_dirs: Sequence[Path]) -> Path | None:
     """claims.json in a run's directory, or up to two above it, where ``bench.claims`` leaves it."""
     for run_dir in run_dirs:
@@ -161,7 +166,7 @@ def _read(run_dir: Path, name: str) -> Run:
         (newest and _json(newest / "manifest.json")) or {},
         (newest and _json(newest / "state.json")) or {},
         _json(report / STARTED) or {},
-        _json(report / "evaluation.json"),
+        read_evaluation(run_dir),
         _json(report / "profile.json"),
         _json(run_dir / "evaluation" / "results.json"),
         _json(report / "label_map.json"),
