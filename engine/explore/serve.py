@@ -15,7 +15,7 @@ from engine.edit.pictures import unseen
 from engine.errors import UsageError
 from engine.explore.app import build_app
 from engine.explore.studio import Studio
-from engine.report.explorer import unit_map
+from engine.report.explorer import most_moved, strongest, unit_map
 from engine.report.reading import read_evaluation
 
 HOST = "127.0.0.1"
@@ -44,13 +44,13 @@ def context(studio: Studio) -> dict[str, Any]:
     """What the page says of the model."""
     opened = studio.opened
     factors, table = unit_map(read_evaluation(opened.path), studio.units)
-    strongest = max(range(len(table)), key=lambda i: max((v or 0.0 for v in table[i]), default=0.0))
     return {
         "title": f"DiffSiam explorer: {opened.path.name}",
         "told": _told(opened),
         "factors": factors,
         "rows": list(zip(studio.unit_names, table, strict=True)),
-        "strongest": strongest,
+        "strongest": strongest(table),
+        "attribute": most_moved(factors, table, studio.attributes),
         "attributes": studio.attributes,
         "dim": opened.model.subsets.ends[-1],
         "scale": opened.config.report.guidance_scale if opened.config else 1.0,

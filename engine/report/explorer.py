@@ -30,7 +30,8 @@ def explorer(run: Run) -> dict[str, Any] | None:
         "index": index,
         "path": folder / TILES,
         "factors": factors,
-        "strongest": max(range(len(table)), key=lambda i: max((v or 0.0 for v in table[i]), default=0.0)),
+        "strongest": strongest(table),
+        "attribute": most_moved(factors, table, index["attributes"]),
         "rows": list(zip(map(unit_name, index["units"]), table, strict=True)),
         "data": {
             **index,
@@ -57,3 +58,14 @@ def unit_map(
             [max((v for v in column if v is not None), default=None) for column in zip(*inside, strict=True)]
         )
     return [words(name) for name in evaluation["factors"]], rows
+
+
+def strongest(table: list[list[float | None]]) -> int:
+    """The row that moves a factor most."""
+    return max(range(len(table)), key=lambda i: max((v or 0.0 for v in table[i]), default=0.0))
+
+
+def most_moved(factors: list[str], table: list[list[float | None]], attributes: list[str]) -> int:
+    """The attribute to begin with: the factor that follows best, else the first."""
+    best = {factor: max((row[k] or 0.0) for row in table) for k, factor in enumerate(factors)}
+    return max(range(len(attributes)), key=lambda i: best.get(words(attributes[i]), 0.0), default=0)

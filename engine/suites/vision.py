@@ -36,7 +36,7 @@ DRAWN = {"Caltech": ("Caltech101", 30, None, "mean"), "SUN": ("SUN397", 50, 50, 
 
 
 def vision_set(name: str, root: Path, px: int, limit: int | None = None) -> Labelled:
-    """A data set of NAMES at ``root``.
+    """One of :data:`engine.suites.tables.NAMES` at ``root``.
 
     Raises:
         UsageError: torchvision is missing, or its files are not there.

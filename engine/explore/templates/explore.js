@@ -66,6 +66,9 @@ form.addEventListener("input", () => {
     input.closest("tr").classList.toggle("taken", input.checked);
 });
 form.dispatchEvent(new Event("input"));
+// A click anywhere in a row of the map is a click on its box; the keyboard has the box itself.
+for (const cell of form.querySelectorAll("table.map td"))
+  cell.addEventListener("click", () => cell.closest("tr").querySelector("input").click());
 
 function asked() {
   const value = (name) => Number(form.elements[name].value);

@@ -26,6 +26,12 @@ function taken(form, data) {
   return chosen.map(Number);
 }
 
+// A click anywhere in a row of the map is a click on its box; the keyboard has the box itself.
+function clickableRows(form) {
+  for (const cell of form.querySelectorAll("table.map td"))
+    cell.addEventListener("click", () => cell.closest("tr").querySelector("input").click());
+}
+
 function exchange(place, data, paint) {
   const form = place.querySelector("form"), said = place.querySelector(".said");
   const canvas = (name) => place.querySelector(`[data-tile="${name}"]`);
@@ -52,6 +58,7 @@ function exchange(place, data, paint) {
   };
   form.addEventListener("input", show);
   form.addEventListener("submit", (event) => event.preventDefault());
+  clickableRows(form);
   show();
 }
 
