@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 from edited_runs import make_run
 
 from engine.config_file import dump, from_dict
 from engine.data.rooms import FACTORS
 from engine.report import lattice
 
+torch.set_num_threads(1)  # for fixtures that come before a test
 NAMES = [factor.name for factor in FACTORS]
 ROWS = ["all", "none", "all, x_T of a", "x_T only", "all + x_T"]
 
