@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from engine.edit.commands import register
+from engine.edit.commands import register as register_edits
 from engine.errors import FAILURES, UsageError
+from engine.report.commands import register as register_reports
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,7 +74,7 @@ def plan(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Forecast time, memory and communication of a run on GPUs, up to 1,024; needs neither them nor images."""
+    """Forecast time, memory and communication of a run on GPUs, up to 1,024; needs neither GPU nor images."""
     from engine.scaling import assume as assumptions
     from engine.scaling import gpu_named
 
@@ -285,7 +286,8 @@ def verify_resume(
     run(config, overrides or [], steps, steps // 2 if stop is None else stop, ranks, folder)
 
 
-register(app)
+register_edits(app)
+register_reports(app)
 
 
 @config_app.command()
