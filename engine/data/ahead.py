@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +31,7 @@ class Ahead:
 
     Args:
         decode: gives the next batch, whose "x_0" is (B, px, px, 3), and what augments it: a function of the
-            tensors of some rows and of these rows, to images by name. One thread calls it, until StopIteration.
+            tensors of some rows and of these rows, to images by name. One thread calls, until StopIteration.
         made: names of the images that augmenting gives, uint8 (B, px, px, 3).
         threads: that augment, several batches at a time.
         depth: batches that are made ahead.
@@ -52,17 +52,28 @@ class Ahead:
         return self
 
     def __next__(self) -> Batch:
-        while len(self._growing) <= self._depth:
-            self._growing.append(self._decoder.submit(self._begin))
+        self._fill()
         grown = self._growing.popleft().result()
         for part in grown.parts:
             part.result()
         return grown.batch
 
+    def is_ready(self, seconds: float) -> bool:
+        """Whether the next batch, or its error, is there at once; waits about so long for it."""
+        self._fill()
+        head = self._growing[0]
+        if not wait((head,), seconds).done:
+            return False
+        return head.exception() is not None or not wait(head.result().parts, seconds).not_done
+
     def close(self) -> None:
         """Stop; what decodes is not called afterwards."""
         self._decoder.shutdown(cancel_futures=True)
         self._augmenters.shutdown(cancel_futures=True)
+
+    def _fill(self) -> None:
+        while len(self._growing) <= self._depth:
+            self._growing.append(self._decoder.submit(self._begin))
 
     def _begin(self) -> _Growing:
         batch, augment = self._decode()

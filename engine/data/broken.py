@@ -117,7 +117,10 @@ class Quarantine:
         self._lock = threading.Lock()
         if path is not None and path.is_file():
             for line in path.read_text().splitlines():
-                met = json.loads(line)
+                try:
+                    met = json.loads(line)
+                except ValueError:  # cut off with the process that wrote it
+                    continue
                 if met["index"] < len(source) and source.item(met["index"]) == met["item"]:
                     self.faults[met["index"]] = met["reason"]
 

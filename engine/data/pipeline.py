@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from threading import Thread
 
 import numpy as np
 from torch import Tensor
@@ -19,6 +20,7 @@ from engine.data.source import Source
 from engine.data.stream import DirectStream, ImageStream, Stream, device_of, passes_directly
 from engine.errors import UsageError
 
+POLL_SECONDS, CLOSE_SECONDS = 0.2, 10.0
 DEPTH = 2  # micro-batches that are decoded ahead
 
 
@@ -104,8 +106,21 @@ class Loader:
         self.wait_seconds += time.perf_counter() - started
         return batch
 
+    def wait(self, given_up: Callable[[], bool]) -> None:
+        """Wait until the next batch is there, or until ``given_up()``, which is asked five times a second."""
+        while self._ahead is not None and not self._ahead.is_ready(POLL_SECONDS) and not given_up():
+            pass
+
     def close(self) -> None:
-        """Stop reading ahead and free the graph; the loader gives nothing afterwards."""
+        """Stop reading ahead and free the graph; the loader gives nothing afterwards.
+
+        Whoever leaves does not wait for a file system that is gone.
+        """
+        closing = Thread(target=self._close, name="closing", daemon=True)
+        closing.start()
+        closing.join(CLOSE_SECONDS)
+
+    def _close(self) -> None:
         if self._ahead is not None:
             self._ahead.close()
         self._images.close()
