@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from engine.data.ahead import Ahead
 from engine.data.broken import Quarantine
 from engine.data.feeds import Reader
 from engine.data.source import Source
@@ -44,18 +43,17 @@ def fetch_parts(
         return
     reader = Reader(source, px, quarantine=quarantine)
     chunks = np.split(indices, range(FETCH_BATCH, len(indices), FETCH_BATCH))
-    stream: Stream
+    images: Stream
     if passes_directly(reader):
-        stream = DirectStream(reader.items, chunks, threads, torch.device("cpu"))
+        images = DirectStream(reader.items, chunks, threads, torch.device("cpu"))
     else:
         batch = len(chunks[0])
-        stream = ImageStream(
+        images = ImageStream(
             reader, reader.items, chunks, batch=batch, threads=threads, device_id=None, depth=1
         )
-    ahead = Ahead(stream.run, threads, depth=1)
     try:
-        for number, made in enumerate(ahead):
+        for number in range(len(chunks)):
+            made = images.run()
             yield number * FETCH_BATCH, made["x_0"].numpy(), made["index"].numpy()
     finally:
-        ahead.close()
-        stream.close()
+        images.close()

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from threading import Thread
 
 import numpy as np
 from torch import Tensor
 
 from engine.data import augment as pixels
-from engine.data.ahead import Ahead
+from engine.data.ahead import Ahead, Augment
 from engine.data.broken import Quarantine
 from engine.data.draws import VIEW_STREAMS, ViewDraws, augmentation, flips, view_draws
 from engine.data.feeds import Reader
 from engine.data.resident import DeviceStream, ResidentSource
 from engine.data.share import Share
 from engine.data.source import Source
-from engine.data.stream import Decoded, DirectStream, ImageStream, Stream, device_of, passes_directly
+from engine.data.stream import DirectStream, ImageStream, Stream, device_of, passes_directly
 from engine.errors import UsageError
 
 POLL_SECONDS, CLOSE_SECONDS = 0.2, 10.0
@@ -91,15 +90,19 @@ class Loader:
         self._device = device_of(device_id)
         share = Share(batch_size, rank, world, micro_batch, accumulation, start_step * accumulation)
         self._images = _open_stream(self.reader, share, threads, device_id, depth, workers)
-        # A GPU makes its batches in the order of its stream; threads are there for the CPU.
-        self._ahead = Ahead(self._augmented, threads, depth) if self._device.type == "cpu" else None
+        self._ahead = None
+        if self._device.type == "cpu":
+            made = ["x_0", *(VIEW_STREAMS if views else ())]
+            # Half of the threads: Python lets few of them call torch's small operations at once, and the
+            # other half decodes and resizes.
+            self._ahead = Ahead(self._decoded, made, max(1, threads // 2), depth)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         return self
 
     def __next__(self) -> dict[str, Tensor]:
         started = time.perf_counter()
-        batch = self._made() if self._ahead is None else next(self._ahead)
+        batch = self._on_device() if self._ahead is None else next(self._ahead)
         self.wait_seconds += time.perf_counter() - started
         return batch
 
@@ -122,18 +125,13 @@ class Loader:
             self._ahead.close()
         self._images.close()
 
-    def _augmented(self) -> Decoded:
-        """The next micro-batch, whose rows come mirrored and with their views."""
-        decoded = self._images.run()
-        drawn = _Drawn(self.reader, decoded.positions)
-        return replace(
-            decoded,
-            names=("x_0", *(VIEW_STREAMS if self.reader.views is not None else ())),
-            rows=lambda rows: drawn.applied(decoded.rows(rows), rows),
-        )
+    def _decoded(self) -> tuple[dict[str, Tensor], Augment]:
+        batch = self._images.run()
+        return batch, _Drawn(self.reader, batch["position"].numpy()).augmented
 
-    def _made(self) -> dict[str, Tensor]:
-        batch = self._augmented().batch()
+    def _on_device(self) -> dict[str, Tensor]:
+        batch, augment = self._decoded()
+        batch |= augment(batch, slice(None))
         return {name: tensor.to(self._device, non_blocking=True) for name, tensor in batch.items()}
 
 
@@ -149,14 +147,13 @@ class _Drawn:
                 name: view_draws(reader.seed, positions, stream) for name, stream in VIEW_STREAMS.items()
             }
 
-    def applied(self, images: dict[str, Tensor], rows: slice) -> dict[str, Tensor]:
-        """x_0 mirrored and the views, new tensors, of the images as decoded of those ``rows``."""
-        square = images["x_0"]
-        x_0 = square if self._flips is None else pixels.mirrored(square, self._flips[rows])
-        made = {"x_0": x_0}
+    def augmented(self, batch: dict[str, Tensor], rows: slice) -> dict[str, Tensor]:
+        """x_0 mirrored and the views; ``batch`` holds those rows of the drawn batch."""
+        square = batch["x_0"]
+        made = {"x_0": square if self._flips is None else pixels.mirrored(square, self._flips[rows])}
         for name, drawn in self._views.items():
             assert self._recipe is not None, "there are views only under a recipe"
-            made[name] = pixels.view(images.get(name, square), drawn.rows(rows), self._recipe)
+            made[name] = pixels.view(batch.get(name, square), drawn.rows(rows), self._recipe)
         return made
 
 
