@@ -3,8 +3,7 @@
 The same small model learns the same images for the same steps on 1, 2 and 4 gloo ranks at every ZeRO stage,
 and must come to the same weights as on one rank at stage 0. Beside the largest difference stand the bytes
 that the optimizer keeps on a rank, measured, and those that a rank sends in a step, counted call by call.
-Then one run goes on from its checkpoints on 4, 2, 1 and 4 ranks, beside the same run on one rank without
-a stop.
+Then one run goes on from its checkpoints on 4, 2, 1 and 4 ranks, beside one rank without a stop.
 
 Exit code 1 if weights differ by more than a hundred-thousandth.
 """
@@ -43,12 +42,8 @@ from engine.tasks import Representation
 WORLDS, STAGES, STEPS = (1, 2, 4), (0, 1, 2, 3), 20
 CHAIN = (4, 2, 1, 4)  # ranks of a run's legs
 SAME = 1e-5
-LOADED = [
-    "torch",
-    "deepspeed",
-    "bench.curve",
-    "engine.run",
-]  # once, by the process that ranks are forked from
+# Imported once, by the process that ranks are forked from.
+LOADED = ["torch", "deepspeed", "bench.curve", "engine.run"]
 # SGD: its steps are proportional to gradients. Adam's are nearly their signs at first, and where a gradient
 # is rounding (a bias before a batch norm has none) the order of a sum decides on it.
 VALUES: dict[str, Any] = {
