@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from engine.edit.commands import register
+from engine.edit.commands import register as register_edits
 from engine.errors import FAILURES, UsageError
+from engine.report.commands import register as register_reports
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,6 +59,39 @@ def train(
 
     arguments = ["--config", str(config), *(overrides or []), *(["--dry-run"] if dry_run else [])]
     raise typer.Exit(run(arguments))
+
+
+@app.command()
+def plan(
+    config: Annotated[Path, typer.Option(help="JSON file, such as configs/bedroom.json.")],
+    overrides: Overrides = None,
+    gpus: Annotated[int, typer.Option(help="How many.")] = 1,
+    gpu: Annotated[str, typer.Option(help="a100-40, a100-80, h100, h200, ... (a wrong name lists all).")] = (
+        "a100-80"
+    ),
+    assume: Annotated[
+        list[str] | None, typer.Option(help="name=number in place of a printed assumption; repeatable.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Forecast time, memory and communication of a run on GPUs, up to 1,024; needs neither GPU nor images."""
+    from engine.scaling import assume as assumptions
+    from engine.scaling import gpu_named
+
+    chosen, assumed = gpu_named(gpu), assumptions(assume or [])
+    if gpus < 1:
+        raise UsageError(f"--gpus {gpus}: use 1 or more")
+    from engine.config_file import load
+    from engine.forecast import plan as run
+    from engine.forecast import show
+
+    report = run(load(config, overrides or [], inputs=False), gpus, chosen, assumed)
+    if as_json:
+        import json
+
+        print(json.dumps(report, indent=2))
+    else:
+        show(report)
 
 
 @app.command()
@@ -252,7 +286,8 @@ def verify_resume(
     run(config, overrides or [], steps, steps // 2 if stop is None else stop, ranks, folder)
 
 
-register(app)
+register_edits(app)
+register_reports(app)
 
 
 @config_app.command()

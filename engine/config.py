@@ -315,7 +315,14 @@ class RunConfig(Section):
 
 
 class ReportConfig(Section):
-    """The report written when training ends. Nothing here changes the result."""
+    """The report of the run, report/index.html. Nothing here changes the result."""
+
+    page: bool = True
+    """Write the page, rewrite it about once a minute while the run trains, and when it ends."""
+    explorer: bool = False
+    """When training ends, make the pictures of the page's explorer: pairs of images x subsets x scales, and
+    attributes more and less. Some 13,000 image moves: half a minute for the quickstart; on a CPU up to 32 px
+    only. `diffsiam report RUN --explorer` makes them at any time."""
 
     factors: bool = False
     """Rooms only: the frozen model's attribute-loss profile, the subset-by-factor map, and a counterfactual

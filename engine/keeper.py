@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from engine import checkpoint, screen
+from engine.collapse import collapse_warning
 from engine.config import Config
 from engine.config_file import config_hash
 from engine.ema import Ema
 from engine.errors import CheckpointError, NumericsError, RankError
-from engine.metrics import Record, collapse_warning
+from engine.metrics import Record
 from engine.numerics import AFTER_NUMERICS, WINDOW, Skips, Spikes, demand_finite, demand_number
 from engine.parallel import Ranks, Trainer
 from engine.resume import snapshot

@@ -23,6 +23,7 @@ from engine.learning_rate import learning_rate
 from engine.metrics import JsonLines, Metrics, Record, Sink, Sinks, TensorBoard
 from engine.parallel import Ranks, Trainer
 from engine.preempt import Interrupted, Preemption
+from engine.report.live import LivePage
 from engine.resume import load_model, restore
 from engine.step import Policy, prepare_trainable
 from engine.tasks import Batch, Task
@@ -238,10 +239,12 @@ def build_loader(
 
 
 def open_sinks(config: Config, run_dir: Path, start: int) -> list[Sink]:
-    """metrics.jsonl and, if asked for, TensorBoard events, both rewound to step ``start``."""
+    """metrics.jsonl and, if asked for, TensorBoard events, both rewound to step ``start``, and the report."""
     sinks: list[Sink] = [JsonLines(run_dir / "metrics.jsonl", start)]
     if config.log.tensorboard:
         sinks.append(TensorBoard(run_dir / "tensorboard", start))
+    if config.report.page:
+        sinks.append(LivePage(run_dir))
     return sinks
 
 

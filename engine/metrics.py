@@ -20,8 +20,6 @@ from engine.errors import UsageError
 Value = float | list[float | None]
 Record = dict[str, Value]
 
-COLLAPSE = 0.1
-
 
 class Metrics:
     """Means of what a step reports, summed on the device in float64 and read by :meth:`flush` in one copy.
@@ -220,21 +218,6 @@ def feature_std(z: Tensor) -> Tensor:
     2011.10566, Fig. 2).
     """
     return torch.nn.functional.normalize(z.float(), dim=1).std(dim=0).mean()
-
-
-def collapse_warning(std: float, d: int) -> str | None:
-    """What to tell the user when :func:`feature_std` says that features of width ``d`` collapse, else None.
-
-    The limit is a tenth of 1/sqrt(d). Features behind a ReLU have a common mean and lie near 0.6/sqrt(d)
-    without being collapsed; SimSiam's collapse falls to 0 within the first epoch. A tenth is far from both.
-    """
-    spread = std * math.sqrt(d)
-    if spread >= COLLAPSE:
-        return None
-    return (
-        f"the features are collapsing: their spread is {spread:.3f} of that of uniform directions;"
-        f" below {COLLAPSE} all images look alike; check the stop-gradient, the predictor, the learning rate"
-    )
 
 
 def _unless(skipped: Tensor | None, terms: Tensor) -> Tensor:

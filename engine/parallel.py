@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from engine.errors import CheckpointError, RankError
+from engine.host_memory import keep_freed_memory
 from engine.numerics import Statistics, not_finite
 from engine.peers import Peer, is_of_ranks, lost, this_process
 from engine.sync_norm import synchronise_batch_norm
@@ -101,6 +102,7 @@ def start_ranks(timeout: float = START_SECONDS) -> Ranks:
         )
     cuda = torch.cuda.is_available()
     if not cuda:
+        keep_freed_memory()
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
 
@@ -226,6 +228,9 @@ class Trainer:
             model_parameters=parameters,
             config=settings,
         )
+        if ranks.world == 1:
+            # At stage 0 DeepSpeed copies every gradient to and fro to average it with nobody.
+            self.engine.enable_backward_allreduce = zero > 0
         # Torch's optimizers take a tensor that makes their kernels change nothing; DeepSpeed wraps them.
         self._inner = self.optimizer if zero == 0 else self.optimizer.optimizer
         self._statistics = Statistics(self.module)
@@ -359,19 +364,31 @@ class Trainer:
 
     def _create_optimizer_state(self) -> None:
         """Zeros, as torch's optimizers take at their first step; a resumed one needs them before."""
-        if self.zero == 0:
-            held = list(self.module.parameters())
-        elif self.zero < 3:
-            held = self.optimizer.single_partition_of_fp32_groups
-        else:
-            held = self.optimizer.fp32_partitioned_groups_flat
-        for p in held:
+        for p in self._updated():
             self._inner.state[p] = {key: torch.zeros_like(p) for key in OPTIMIZER_STATE[self.kind]}
             if self.kind == "adam":
                 self._inner.state[p]["step"] = torch.zeros((), device=p.device)
         if self.zero in (1, 2):
             # Ties each parameter to its slice of the flat state, once.
             self.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _updated(self) -> list[Tensor]:
+        """The tensors on this rank that torch's optimizer updates: the parameters, or flat float32 copies of
+        this rank's partition of them.
+        """
+        if self.zero == 0:
+            return list(self.module.parameters())
+        if self.zero < 3:
+            return list(self.optimizer.single_partition_of_fp32_groups)
+        return list(self.optimizer.fp32_partitioned_groups_flat)
+
+    def optimizer_bytes(self) -> int:
+        """What the optimizer keeps on this rank after a step: its state and, from ZeRO stage 1, a float32
+        copy of the weights that it updates.
+        """
+        held = self._updated()
+        state = [value for p in held for value in self._inner.state[p].values() if isinstance(value, Tensor)]
+        return sum(tensor.nbytes for tensor in (*state, *(held if self.zero else ())))
 
 
 def _sharded(parameter: nn.Parameter) -> Any:

@@ -32,6 +32,8 @@ from engine.parallel import Ranks, naming_the_lost, ranks_here, start_ranks
 from engine.preempt import Interrupted, Preemption
 from engine.published import demand_same_file, read_frozen, record
 from engine.report import rooms
+from engine.report.live import write_page
+from engine.report.started import write_started
 from engine.resume import check_resumable
 from engine.runlock import run_lock
 from engine.step import Policy, choose_policy, prepare_frozen
@@ -128,10 +130,9 @@ def _train_and_report(
     }
     if ranks.is_main:
         (run_dir / "config.json").write_text(dump(config))
-        screen.block(
-            _rows(config, source, residence, ranks, policy, resumed, boundaries, parts),
-            "DiffSiam" if frozen is not None else "training",
-        )
+        rows = _rows(config, source, residence, ranks, policy, resumed, boundaries, parts)
+        screen.block(rows, "DiffSiam" if frozen is not None else "training")
+        write_started(run_dir, rows, ranks.world)
         for text in cautions(config):
             screen.warn(text)
         if resumed and resumed.state["data"] != data:
@@ -159,13 +160,38 @@ def _train_and_report(
         with hang.phase("reporting"), preemption.interruptible():
             faults.point("report")
             task.export(average, run_dir)
-            if config.report.factors and isinstance(average, DiffSiam):
-                rooms.after(average, run_dir, config)
+            if isinstance(average, DiffSiam):
+                _report(average, config, run_dir, source, ranks)
+            if config.report.page and (page := write_page(run_dir)):
+                screen.line(f"open in a browser: {page}")
     except Interrupted:
         screen.line("trained and saved, stopped before the report; run the same command for it")
         return False
     screen.line(f"done: {run_dir}/checkpoints, metrics.jsonl" + (", grids/" if config.log.grid_every else ""))
     return True
+
+
+def _report(average: DiffSiam, config: Config, run_dir: Path, source: Source, ranks: Ranks) -> None:
+    """What the config asks to be measured and drawn of a trained encoder."""
+    if config.report.factors:
+        rooms.after(average, run_dir, config)
+    if config.report.explorer and average.decoder is not None:
+        _explore(config, run_dir, source, ranks)
+
+
+def _explore(config: Config, run_dir: Path, source: Source, ranks: Ranks) -> None:
+    """The pictures of the report's explorer and, where the images come with labels, the map of them."""
+    from engine.report import labels, lattice
+
+    if not lattice.is_affordable(config.data.px, ranks.device):
+        screen.line(
+            f"report.explorer: at {config.data.px} px it takes a CPU hours; "
+            f"`diffsiam report {run_dir} --explorer` makes it all the same"
+        )
+        return
+    lattice.render(run_dir, config.report.guidance_scale)
+    if labels.come_with(source):
+        labels.measure_labels(run_dir, None)
 
 
 def _pixels(held_out: Source | None, config: Config) -> Tensor | None:

@@ -80,7 +80,7 @@ def ours(
     stream = ImageStream(
         reader, reader.items, asked, batch=COUNT, threads=1, device_id=None, depth=1, resize=in_graph
     )
-    batch = stream.run()
+    batch = stream.run().batch()
     for name, number in STREAMS.items():
         drawn = view_draws(5, asked[0], number)
         if only:

@@ -57,7 +57,7 @@ def test_a_stream_on_the_device_gathers_the_same_samples(tmp_path, recipe):
     source = open_source("auto", cifar10(tmp_path), 32, 0, 0)
     reader = Reader(ResidentSource(source, torch.from_numpy(source.images)), 32, 7, AUGMENTATIONS[recipe])
     share = Share(8, 0, 1, 8, 1)
-    batch = DeviceStream(reader, share).run()
+    batch = DeviceStream(reader, share).run().batch()
     expected = reader.stream(share[0])
     assert batch["index"].tolist() == expected.indices.tolist()
     assert np.array_equal(batch["x_0"].numpy(), expected.images)

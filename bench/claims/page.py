@@ -14,6 +14,8 @@ from bench.claims.decide import Results, Verdict, decide
 from bench.claims.models import CHOICES
 from bench.claims.tasks import SOURCE, TASKS, TRANSFERS
 from engine.data.rooms import FACTORS
+from engine.plain_json import write_json
+from engine.report.reading import CLAIMS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 FACTOR_NAMES = [factor.name.replace("_", " ") for factor in FACTORS]
@@ -58,6 +60,25 @@ def write(results: Results, names: Sequence[str], config: Path, folder: Path = D
     page = folder / "claims.md"
     page.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
     return page
+
+
+def write_record(results: Results, folder: Path) -> Path:
+    """claims.json for ``diffsiam report``: the same verdicts as text."""
+    verdicts = [
+        {
+            "claim": v.claim,
+            "choice": v.choice,
+            "outcome": v.told,
+            "seeds": list(v.seeds),
+            "numbers": {name: _cell(value) for name, value in v.numbers.items()},
+        }
+        for v in decide(results)
+    ]
+    note = "Intervals are 95 %, by a bootstrap over seeds and, within them, tasks."
+    texts = {claim: f"{text} The thesis: {PRINTED[claim]}." for claim, text in THESIS.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / CLAIMS, {"note": note, "texts": texts, "verdicts": verdicts})
+    return folder / CLAIMS
 
 
 def _head(results: Results, names: Sequence[str], config: Path) -> str:

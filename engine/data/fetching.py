@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
+from engine.data.ahead import Ahead
 from engine.data.broken import Quarantine
 from engine.data.feeds import Reader
 from engine.data.source import Source
@@ -43,17 +44,18 @@ def fetch_parts(
         return
     reader = Reader(source, px, quarantine=quarantine)
     chunks = np.split(indices, range(FETCH_BATCH, len(indices), FETCH_BATCH))
-    images: Stream
+    stream: Stream
     if passes_directly(reader):
-        images = DirectStream(reader.items, chunks, threads, torch.device("cpu"))
+        stream = DirectStream(reader.items, chunks, threads, torch.device("cpu"))
     else:
         batch = len(chunks[0])
-        images = ImageStream(
+        stream = ImageStream(
             reader, reader.items, chunks, batch=batch, threads=threads, device_id=None, depth=1
         )
+    ahead = Ahead(stream.run, threads, depth=1)
     try:
-        for number in range(len(chunks)):
-            made = images.run()
+        for number, made in enumerate(ahead):
             yield number * FETCH_BATCH, made["x_0"].numpy(), made["index"].numpy()
     finally:
-        images.close()
+        ahead.close()
+        stream.close()

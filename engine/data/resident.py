@@ -19,7 +19,7 @@ from engine.data.draws import VIEW_STREAMS, augmentation
 from engine.data.feeds import Reader
 from engine.data.fetching import fetch_parts
 from engine.data.source import Source
-from engine.data.stream import Runs
+from engine.data.stream import Decoded, Runs, decoded_whole
 from engine.errors import UsageError
 
 HOST_SHARE, DEVICE_SHARE = 0.25, 0.15  # of free memory that "auto" takes
@@ -144,14 +144,14 @@ class DeviceStream:
         assert isinstance(reader.source, ResidentSource)
         self._reader, self._runs, self._images, self._run = reader, runs, reader.source.images, 0
 
-    def run(self) -> dict[str, Tensor]:
+    def run(self) -> Decoded:
         positions = self._runs[self._run]
         self._run += 1
         indices = self._reader.indices(positions)
         x_0 = self._images[torch.from_numpy(indices).to(self._images.device, non_blocking=True)]
-        batch = {"x_0": x_0, "position": torch.from_numpy(positions), "index": torch.from_numpy(indices)}
         boxes = self._reader.boxes(positions, np.full((len(positions), 2), self._reader.px))
-        return batch | {view: cut_and_resized(x_0, boxes[view]) for view in VIEW_STREAMS if view in boxes}
+        views = {view: cut_and_resized(x_0, boxes[view]) for view in VIEW_STREAMS if view in boxes}
+        return decoded_whole(positions, indices, {"x_0": x_0} | views)
 
     def close(self) -> None:
         pass

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -27,12 +28,50 @@ class Runs(Protocol):
     def __getitem__(self, run: int) -> np.ndarray: ...
 
 
-class Stream(Protocol):
-    """Batches without end, not augmented yet."""
+@dataclass(frozen=True)
+class Decoded:
+    """One micro-batch, not mirrored or coloured yet.
 
-    def run(self) -> dict[str, Tensor]:
-        """The next batch, on the device: x_0 and views that are cut, uint8 (B, px, px, 3), not mirrored;
-        position and index, int64 (B,), on the CPU.
+    Attributes:
+        positions, indices: (B,) int64, place in the endless stream and in the source.
+        px: side of the images in pixels.
+        names: of the images: x_0 and the views that are cut.
+        rows: the images of some rows by name, uint8 (n, px, px, 3), on the device. The CPU cuts and resizes
+            them in this call, which several threads may make at once.
+    """
+
+    positions: np.ndarray
+    indices: np.ndarray
+    px: int
+    names: tuple[str, ...]
+    rows: Callable[[slice], dict[str, Tensor]]
+
+    def where(self) -> dict[str, Tensor]:
+        """Positions and indices as a batch has them, on the CPU."""
+        return {"position": torch.from_numpy(self.positions), "index": torch.from_numpy(self.indices)}
+
+    def batch(self) -> dict[str, Tensor]:
+        """The whole micro-batch."""
+        return self.rows(slice(None)) | self.where()
+
+
+def decoded_whole(positions: np.ndarray, indices: np.ndarray, images: dict[str, Tensor]) -> Decoded:
+    """A micro-batch whose images, (B, px, px, 3) by name, have their size already."""
+    px = images["x_0"].shape[1]
+    return Decoded(
+        positions,
+        indices,
+        px,
+        tuple(images),
+        lambda rows: {name: all_[rows] for name, all_ in images.items()},
+    )
+
+
+class Stream(Protocol):
+    """Micro-batches without end, not augmented yet."""
+
+    def run(self) -> Decoded:
+        """The next one.
 
         Raises:
             DataError: an image cannot be read or decoded, and no more may be passed over.
@@ -77,10 +116,11 @@ class DirectStream:
     def __init__(self, make: Callable[[np.ndarray], Feed], runs: Runs, threads: int, device: torch.device):
         self._feeds, self._device = ReadAhead(make, runs, threads), device
 
-    def run(self) -> dict[str, Tensor]:
+    def run(self) -> Decoded:
         feed = self._feeds()
         x_0 = torch.from_numpy(np.array(feed.images))  # a copy: the source may keep its pictures
-        return {"x_0": x_0.to(self._device, non_blocking=True)} | _names(feed.positions, feed.indices)
+        images = {"x_0": x_0.to(self._device, non_blocking=True)}
+        return decoded_whole(feed.positions, feed.indices, images)
 
     def close(self) -> None:
         self._feeds.close()
@@ -124,7 +164,6 @@ class ImageStream:
         resize: bool | None = None,
     ):
         self._resizes = device_id is not None if resize is None else resize
-        self._pool = ThreadPoolExecutor(threads, "resize", initializer=one_thread)
         self._graph, self._reader, self._make, self._runs = _graph(), reader, make, runs
         self._batch, self._threads, self._depth, self._workers = batch, threads, depth, workers
         self._device_id, self._device = device_id, device_of(device_id)
@@ -155,7 +194,7 @@ class ImageStream:
             workers=self._workers,
         )
 
-    def run(self) -> dict[str, Tensor]:
+    def run(self) -> Decoded:
         stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
         while True:
             try:
@@ -168,32 +207,28 @@ class ImageStream:
             self._reader.confirm(asked, indices)
         self._run += 1
         if not self._resizes:
-            return self._resized(outputs[0], asked) | _names(asked, indices)
+            return self._to_resize(outputs[0], asked, indices)
         made = zip(["x_0", *self._cut], outputs, strict=True)
         images = {name: self._graph.to_torch(output, self._device, stream) for name, output in made}
-        return images | _names(asked, indices)
+        return decoded_whole(asked, indices, images)
 
-    def _resized(self, decoded: Any, positions: np.ndarray) -> dict[str, Tensor]:
-        """x_0 and the views that are cut, of images as decoded."""
-        images = [np.asarray(decoded.at(i)) for i in range(len(decoded))]
+    def _to_resize(self, output: Any, positions: np.ndarray, indices: np.ndarray) -> Decoded:
+        """A micro-batch that lies in the memory of the graph, which keeps it as long as it is referred to."""
+        images = [np.asarray(output.at(i)) for i in range(len(output))]
         px, sizes = self._reader.px, np.array([image.shape[:2] for image in images])
         boxes = self._reader.boxes(positions, sizes)
-        shape = (len(images), px, px, 3)
-        made = {name: torch.empty(shape, dtype=torch.uint8) for name in ("x_0", *boxes)}
 
-        def every(first: int) -> None:
-            # One task a thread: one an image would cost as much as the resizing.
-            for i in range(first, len(images), self._threads):
-                made["x_0"][i] = squared(images[i], px)
-                for view, box in boxes.items():
-                    made[view][i] = cut(images[i], box[i], px)
+        def rows(rows: slice) -> dict[str, Tensor]:
+            made = {"x_0": torch.stack([squared(image, px) for image in images[rows]])}
+            for view, box in boxes.items():
+                cuts = zip(images[rows], box[rows], strict=True)
+                made[view] = torch.stack([cut(image, at, px) for image, at in cuts])
+            return made
 
-        list(self._pool.map(every, range(self._threads)))
-        return made
+        return Decoded(positions, indices, px, ("x_0", *boxes), rows)
 
     def close(self) -> None:
         self._pipeline = None
-        self._pool.shutdown(cancel_futures=True)
         if self._feeds is not None:
             self._feeds.close()
 
@@ -248,10 +283,6 @@ class WorkerFeed:
 def _inputs(feed: Feed, with_arguments: bool) -> Sequence:
     images = [feed.images, feed.indices.reshape(-1, 1)]
     return [*images, *feed.arguments.values()] if with_arguments else images
-
-
-def _names(positions: np.ndarray, indices: np.ndarray) -> dict[str, Tensor]:
-    return {"position": torch.from_numpy(positions), "index": torch.from_numpy(indices)}
 
 
 def one_thread() -> None:
