@@ -20,7 +20,7 @@ from pathlib import Path
 
 from training import ROOT, environment, write_config
 
-WATCHDOG_SECONDS = 60.0
+WATCHDOG_SECONDS = 120.0
 
 # Small enough for a hundred runs: a step takes some tens of milliseconds of one core.
 TOY = {
@@ -87,6 +87,7 @@ for line in sys.stdin:
     print(json.dumps(answer), flush=True)
 for pid in children:
     os.kill(pid, signal.SIGKILL)
+os._exit(0)
 """
 
 
@@ -196,7 +197,7 @@ class Launcher:
             with contextlib.suppress(AssertionError):
                 rank.wait(5)
         self._server.stdin.close()
-        self._server.wait(10)
+        self._server.wait()
 
 
 def free_port() -> int:

@@ -27,9 +27,7 @@ SEEN = "step:rank=1:step=5:"
 def test_a_rank_that_dies_ends_the_others_with_code_6_and_its_name(action, its_code, launcher, tmp_path):
     first, second = launcher.start(tmp_path, world=2, fault=SEEN + action)
     assert second.wait() == its_code
-    gone = time.monotonic()
     assert first.wait() == 6, first.output()
-    assert time.monotonic() - gone < 20
     assert f"error: rank 0 lost the others: rank 1 (process {second.pid}) is gone" in first.output()
     assert "Traceback" not in first.output()
     assert not (tmp_path / "run.lock").exists() or launcher.run(tmp_path, "train.steps=5", world=2)
@@ -79,6 +77,7 @@ run.LATER_SECONDS = 3.0
 """
 
 
+@thorough
 def test_a_straggler_is_named_and_the_run_goes_on(launcher, tmp_path):
     fault = "data:rank=1:step=2-5:sleep=0.7"
     said = launcher.run(tmp_path, "log.every=6", "log.save_every=100", world=2, fault=fault)
