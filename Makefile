@@ -9,10 +9,10 @@ EXTRAS := dev$(if $(GPU),$(comma)gpu)
 # Where there is no GPU, saying so spares DeepSpeed the search and its warnings.
 RUN    := PATH="$(CURDIR)/$(BIN):$$PATH" $(if $(GPU),,DS_ACCELERATOR=cpu) $(BIN)/deepspeed --quiet
 
-.PHONY: help install browser quickstart test lint check format bench wheelhouse clean
+.PHONY: help install browser quickstart test test-faults lint check format bench wheelhouse clean
 
 help:  ## what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 install: $(VENV)/.installed  ## virtual environment with everything
 
@@ -36,7 +36,10 @@ quickstart: install  ## train on procedural rooms with the shipped diffusion mod
 	$(RUN) engine/train.py --config configs/quickstart.json
 
 test: install  ## correctness regression tests
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m "not thorough"
+
+test-faults: install  ## what clusters do to a run: kills, full disks, NaN, hangs, signals (docs/reliability.md)
+	$(BIN)/python -m pytest -n 2 -m faults --dist loadfile
 
 lint: install  ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from engine.edit.commands import register as register_edits
-from engine.errors import CheckpointError, DataError, NumericsError, UsageError
+from engine.errors import FAILURES, UsageError
 from engine.report.commands import register as register_reports
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (UsageError, CheckpointError, DataError, NumericsError) as error:
+        except FAILURES as error:
             print(f"error: {error}", file=sys.stderr)
             raise typer.Exit(error.exit_code) from None
 
@@ -59,6 +59,39 @@ def train(
 
     arguments = ["--config", str(config), *(overrides or []), *(["--dry-run"] if dry_run else [])]
     raise typer.Exit(run(arguments))
+
+
+@app.command()
+def plan(
+    config: Annotated[Path, typer.Option(help="JSON file, such as configs/bedroom.json.")],
+    overrides: Overrides = None,
+    gpus: Annotated[int, typer.Option(help="How many.")] = 1,
+    gpu: Annotated[str, typer.Option(help="a100-40, a100-80, h100, h200, ... (a wrong name lists all).")] = (
+        "a100-80"
+    ),
+    assume: Annotated[
+        list[str] | None, typer.Option(help="name=number in place of a printed assumption; repeatable.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Forecast time, memory and communication on GPUs, up to 1,024; needs neither them nor images."""
+    from engine.scaling import assume as assumptions
+    from engine.scaling import gpu_named
+
+    chosen, assumed = gpu_named(gpu), assumptions(assume or [])
+    if gpus < 1:
+        raise UsageError(f"--gpus {gpus}: use 1 or more")
+    from engine.config_file import load
+    from engine.forecast import plan as run
+    from engine.forecast import show
+
+    report = run(load(config, overrides or [], inputs=False), gpus, chosen, assumed)
+    if as_json:
+        import json
+
+        print(json.dumps(report, indent=2))
+    else:
+        show(report)
 
 
 @app.command()
@@ -226,6 +259,33 @@ def evaluate(
     run(run_dir, Request(parse_names(suite), tuple(data or ()), limit, options), out)
 
 
+@app.command()
+def replay(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a training that left a dump.")],
+) -> None:
+    """Compute again what was not finite: are the images, the weights or the hardware to blame?"""
+    from engine.replay import replay as run
+
+    run(run_dir)
+
+
+@app.command("verify-resume")
+def verify_resume(
+    config: Annotated[Path, typer.Option(help="JSON file, such as configs/quickstart.json.")],
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(min=2, help="To train.")] = 10,
+    stop: Annotated[int | None, typer.Option(help="Before the stop; half of them by default.")] = None,
+    ranks: Annotated[int, typer.Option(min=1, help="On this machine.")] = 1,
+    folder: Annotated[
+        Path | None, typer.Option(help="For the runs, which are removed; the temporary folder by default.")
+    ] = None,
+) -> None:
+    """Prove that this config resumes exactly on this machine: straight and resumed, compared to the bit."""
+    from engine.verify import verify_resume as run
+
+    run(config, overrides or [], steps, steps // 2 if stop is None else stop, ranks, folder)
+
+
 register_edits(app)
 register_reports(app)
 
@@ -305,7 +365,14 @@ def factor_row(room: np.ndarray, factor: int, px: int, columns: int) -> np.ndarr
 
 def main() -> None:
     """The ``diffsiam`` command."""
-    app()
+    try:
+        app()
+    except SystemExit as leaving:
+        if "engine.loop" in sys.modules and isinstance(leaving.code, int):  # threads of a training may hang
+            from engine.train import leave
+
+            leave(leaving.code)
+        raise
 
 
 if __name__ == "__main__":

@@ -299,6 +299,19 @@ class RunConfig(Section):
 
     dir: str | None = None
     """Directory of the run; null: runs/NAME, after the config file."""
+    timeout: PositiveFloat = 600.0
+    """Seconds that a step may take, waiting for images and other ranks included, before the run ends with
+    exit code 6 and the stacks of all threads."""
+    timeout_slow: PositiveFloat = 3600.0
+    """The same for what may take long: starting, the first step, drawing, saving."""
+    skips: NonNegative = 10
+    """Updates that may be left out within 100 steps, because a loss or a gradient is not finite, before the
+    run ends with exit code 3 and a dump for `diffsiam replay`."""
+    compare_every: NonNegative = 1000
+    """Steps between comparisons of all ranks' weights, which must be equal to the bit; 0: only before a
+    checkpoint is saved."""
+    stop_code: Literal[0, 75] = 0
+    """Exit code of a run that was asked to stop and saved; 75 tells a supervisor to start it again."""
 
 
 class ReportConfig(Section):

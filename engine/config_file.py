@@ -84,7 +84,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), inputs: bool = True) -
         file = json.loads(text, object_pairs_hook=_no_duplicates)
     except json.JSONDecodeError as error:
         raise UsageError(f"{path}:{error.lineno}:{error.colno}: invalid JSON: {error.msg}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: {error}") from None
     if not isinstance(file, dict):
         raise UsageError(f"{path}: a config is a JSON object {{...}}, this is {type(file).__name__}")

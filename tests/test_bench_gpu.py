@@ -25,7 +25,8 @@ from kernels.adagn_silu import ref
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
 NORM = Norm(32, 8, time=True, z=True, trained=True)
-SMALL = Preset("small", 8, 32, 4, Counter({NORM: 3, Norm(8, 16, False, False, False): 2}))
+ADDING = Norm(16, 8, time=False, z=False, trained=True, adds=True, used=True)
+SMALL = Preset("small", 8, 32, 4, Counter({NORM: 3, Norm(8, 16, False, False, False): 2, ADDING: 1}))
 
 
 def test_the_norms_of_a_preset_are_those_that_its_networks_run(monkeypatch):
@@ -33,16 +34,30 @@ def test_the_norms_of_a_preset_are_those_that_its_networks_run(monkeypatch):
     found = count_norms(architecture, 16, 16)
     seen: Counter = Counter()
 
+    def note(x, weight, time, z, adds):
+        seen[x.shape[1], x.shape[2], time is not None, z is not None, weight.requires_grad, adds] += 1
+
     def spy(x, groups, weight, bias, time=None, z=None, eps=1e-5):
-        seen[x.shape[1], x.shape[2], time is not None, z is not None, weight.requires_grad] += 1
+        note(x, weight, time, z, adds=False)
         return ref.adagn_silu(x, groups, weight, bias, time, z, eps)
 
+    def spy_adding(x, residual, groups, weight, bias, time=None, z=None, eps=1e-5):
+        note(x, weight, time, z, adds=True)
+        return ref.add_adagn_silu(x, residual, groups, weight, bias, time, z, eps)
+
     monkeypatch.setattr(layers, "adagn_silu", spy)
+    monkeypatch.setattr(layers, "add_adagn_silu", spy_adding)
     frozen, decoder = UNet(architecture).requires_grad_(False), Decoder(architecture, 16)
     features = frozen.encode(torch.randn(1, 3, 16, 16), torch.tensor([3]))
     frozen.decode(features)
     decoder(features, torch.randn(1, 16))
-    assert {(n.channels, n.px, n.time, n.z, n.trained): count for n, count in found.items()} == dict(seen)
+    counted: Counter = Counter()
+    for n, count in found.items():
+        counted[n.channels, n.px, n.time, n.z, n.trained, n.adds] += count
+    assert counted == seen
+    assert {n for n in found if n.adds and not n.used} == {
+        Norm(8, 16, False, False, trained, adds=True) for trained in (False, True)
+    }
 
 
 def modules_behind(name: str, found: set[str] | None = None) -> set[str]:
@@ -86,7 +101,9 @@ def untimed(monkeypatch):
         bench.kernels, "_time", lambda *_: {"us": 2.0, "p20": 1.0, "p80": 3.0, "how": "graph"}
     )
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    return {c.operation: c for c in contests.contests(SMALL, 2, bench.kernels.OPERATIONS) if c.count != 2}
+    every = contests.contests(SMALL, 2, bench.kernels.OPERATIONS)
+    named = ((c.operation + " adding" * ("adds" in c.title), c) for c in every if c.count != 2)
+    return dict(named)
 
 
 def test_contenders_that_agree_with_float64_are_timed(untimed):
