@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from edited_runs import VALUES
 from PIL import Image
-from reported_runs import evaluation, point, told_run, write_log
+from reported_runs import evaluation, make_few_pictures, point, told_run, write_log
 from typer.testing import CliRunner
 
 from engine.cli import app
+from engine.config_file import from_dict
 from engine.report import page as pages
 from engine.report.alarms import checks
 from engine.report.compare import config_differences, differences
@@ -22,6 +23,7 @@ from engine.report.live import LivePage
 from engine.report.page import LIMIT, write_report
 from engine.report.reading import read_runs
 from engine.report.svg import Line, heat_chart, line_chart
+from engine.run import run as train_run
 from engine.suites.tables import NAMES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -288,3 +290,18 @@ print(sorted({{"torch", "starlette", "playwright"}} & set(sys.modules)), file=sy
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
     assert "index.html" in done.stdout.replace("\n", "")
+
+
+def test_a_training_leaves_its_page_with_explorer_and_what_it_ran_on(tmp_path, monkeypatch, one_rank):
+    make_few_pictures(monkeypatch)
+    train = {
+        "train": {"steps": 2, "batch_size": 4, "precision": "fp32"},
+        "run": {"dir": str(tmp_path / "run")},
+    }
+    log = {"log": {"every": 1, "grid_every": 0, "tensorboard": False}, "report": {"explorer": True}}
+    train_run(from_dict(VALUES | train | log))
+    text = Page(tmp_path / "run" / "report" / "index.html").text
+    assert "finished: 2 of 2 steps" in text
+    assert "room 60 of seed 0 and room 61 of seed 0" in text
+    assert "60 images of 16 px" in text
+    assert "CPU, 1 threads, 1 rank" in text
