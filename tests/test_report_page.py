@@ -150,21 +150,24 @@ def test_runs_side_by_side_show_where_configs_and_numbers_differ(tmp_path):
     assert found["linear probe"].pairs == 12
     assert found["linear probe"].above == 12
     assert found["linear probe"].half_width == pytest.approx(0, abs=1e-9)
-    assert found["loss with g"].paired_by.startswith("line of the log")
+    by_line = [d for d in differences(runs) if d.paired_by.startswith("line of the log")]
+    assert [(d.what, d.mean) for d in by_line] == [("share of the loss that g removes", pytest.approx(0.05))]
     text = Page(write_report([a, b], tmp_path / "both.html")).text
     assert "Where the configs differ" in text
     assert "+0.05 ±" in text
 
 
 def test_arms_are_paired_over_the_seeds_they_share(tmp_path):
-    shifts = {("pdae", 0): 0.0, ("pdae", 1): 0.02, ("diti", 0): 0.1, ("diti", 1): 0.16}
+    shifts = {("full", 0): 0.0, ("full", 1): 0.02, ("random", 0): 0.1, ("random", 1): 0.16}
     runs = [
-        told_run(tmp_path / f"{method}{seed}", VALUES | {"method": method, "seed": seed}, shift=shift)
-        for (method, seed), shift in shifts.items()
+        told_run(
+            tmp_path / f"{k}{seed}", VALUES | {"subsets": {"n": 4, "choice": k}, "seed": seed}, shift=shift
+        )
+        for (k, seed), shift in shifts.items()
     ]
     by_seed = [d for d in differences(read_runs(runs)) if d.paired_by == "seed"]
     gain = next(d for d in by_seed if d.what.startswith("loss below"))
-    assert (gain.a, gain.b, gain.pairs) == ("pdae0 + pdae1", "diti0 + diti1", 2)
+    assert (gain.a, gain.b, gain.pairs) == ("full0 + full1", "random0 + random1", 2)
     assert gain.mean == pytest.approx(0.12)
     assert gain.half_width == pytest.approx(12.71 * 0.02, rel=1e-3)  # t of one degree of freedom
 
