@@ -11,6 +11,7 @@ import pytest
 from edited_runs import VALUES
 from PIL import Image
 from reported_runs import evaluation, make_few_pictures, point, told_run, write_log
+from training import TINY
 from typer.testing import CliRunner
 
 from engine.cli import app
@@ -313,7 +314,7 @@ def test_a_training_leaves_its_page_with_explorer_and_what_it_ran_on(tmp_path, m
 def test_a_diffusion_model_has_a_page_of_its_own_curves(tmp_path):
     values = VALUES | {
         "task": "diffusion",
-        "frozen": {"base_channels": 16, "channel_mult": [1, 2], "blocks": 1},
+        "frozen": TINY["frozen"] | {"weights": None},
     }
     run = told_run(tmp_path / "dm", values)
     (run / "report" / "evaluation.json").unlink()
