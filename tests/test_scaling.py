@@ -16,6 +16,7 @@ from engine.cli import app
 from engine.communication import Collective, collectives
 from engine.config_file import from_dict
 from engine.cost import Cost, Prices, build_networks, measure
+from engine.errors import UsageError
 from engine.forecast import plan
 from engine.memory import largest_micro_batch
 from engine.operations import Operation, Operations
@@ -23,6 +24,7 @@ from engine.scaling import Assumptions, Device, Gpu, Load, gpus, step_time, trav
 from engine.step import choose_policy
 
 ROUND = Gpu("round", tflops=100, memory_gb=10, bandwidth_gbs=1000, link_gbs=100, network_gbs=10)
+BF16 = TINY | {"train": TINY["train"] | {"precision": "bf16"}}
 IDEAL = Assumptions(math=1, memory=1, fusion=1, launch_us=0, link=1, latency_us=0, overlap=1, node=8)
 
 
@@ -74,7 +76,7 @@ def test_the_largest_micro_batch_divides_the_share_and_leaves_the_global_batch_a
 
 @pytest.fixture(scope="module")
 def tiny():
-    return from_dict(TINY | {"run": {"dir": "runs/tiny"}})
+    return from_dict(BF16 | {"run": {"dir": "runs/tiny"}})
 
 
 def test_two_counts_give_the_price_of_any_micro_batch(tiny):
@@ -83,8 +85,8 @@ def test_two_counts_give_the_price_of_any_micro_batch(tiny):
     found = Prices(costs[2], costs[4]).of(8)
     assert found.total == costs[8].total
     assert found.forward == costs[8].forward
-    for name in ("kept", "peak", "peak_beside_gradients"):
-        assert getattr(found, name) == pytest.approx(getattr(costs[8], name), rel=0.02), name
+    assert found.kept == costs[8].kept
+    assert found.peak == pytest.approx(costs[8].peak, rel=0.1)
     for phase in ("before", "after"):
         a, b = (sum(o.bytes for o in getattr(cost, phase)) for cost in (found, costs[8]))
         assert a == pytest.approx(b, rel=0.01)
@@ -101,8 +103,12 @@ def test_what_is_counted_without_data_is_what_real_tensors_take():
     assert seen.peak >= 4 * 32 * (64 + 2 * 256)
 
 
-def test_the_forecast_shares_one_batch_and_lets_another_grow(tiny):
-    report = plan(tiny, 4, gpus()["a100-40"], Assumptions())
+@pytest.fixture(scope="module")
+def report(tiny):
+    return plan(tiny, 4, gpus()["a100-40"], Assumptions())
+
+
+def test_the_forecast_shares_one_batch_and_lets_another_grow(report):
     assert report["here"]["batch"] == report["here"]["gpus"] * report["here"]["micro"] == 8
     assert [row["gpus"] for row in report["same_batch"]] == [1, 2, 4, 8]
     assert {row["batch"] for row in report["same_batch"]} == {8}
@@ -115,16 +121,16 @@ def test_the_forecast_shares_one_batch_and_lets_another_grow(tiny):
     assert rates == sorted(rates)
 
 
-def test_all_communication_is_forecast(tiny):
-    row = plan(tiny, 4, gpus()["h100"], Assumptions())["here"]
+def test_all_communication_is_forecast(report, tiny):
+    row = report["here"]
     parameters = sum(p.numel() for p in build_networks(tiny).module.parameters())
     least = sum(c.sent(4) for c in collectives(parameters, (), 1, 1, 4))
     assert least < row["sent"] < 1.1 * least  # and batch statistics
 
 
-def test_a_model_too_large_for_the_gpu_is_a_usage_error(tiny, tmp_path):
+def test_a_model_too_large_for_the_gpu_is_a_usage_error(tiny):
     small = replace(gpus()["a10"], memory_gb=1.0)
-    with pytest.raises(Exception, match="not even a micro-batch"):
+    with pytest.raises(UsageError, match="not even a micro-batch"):
         plan(tiny, 4, small, Assumptions())
 
 
@@ -143,7 +149,7 @@ def test_a_model_too_large_for_the_gpu_is_a_usage_error(tiny, tmp_path):
     ],
 )
 def test_bad_input_is_one_line_with_exit_code_two(options, said, tmp_path):
-    config = write_config(tmp_path / "tiny.json")
+    config = write_config(tmp_path / "tiny.json", BF16)
     done = CliRunner().invoke(app, ["plan", "--config", str(config), *options])
     assert done.exit_code == 2
     assert len(done.stderr.strip().splitlines()) == 1
@@ -152,7 +158,7 @@ def test_bad_input_is_one_line_with_exit_code_two(options, said, tmp_path):
 
 
 def test_the_command_prints_json_with_what_it_assumed(tmp_path):
-    config = write_config(tmp_path / "tiny.json", TINY | {"train": {"steps": 6, "batch_size": 8}})
+    config = write_config(tmp_path / "tiny.json", BF16)
     arguments = ["plan", "--config", str(config), "--gpus", "2", "--gpu", "a100-40", "--json"]
     done = CliRunner().invoke(app, [*arguments, "--assume", "math=0.25"])
     assert done.exit_code == 0, done.output
