@@ -27,6 +27,7 @@ from engine.report.live import LivePage
 from engine.resume import load_model, restore
 from engine.step import Policy, prepare_trainable
 from engine.tasks import Batch, Task
+from engine.together import reading
 
 
 def train(
@@ -78,7 +79,8 @@ def train(
         loader = build_loader(config, source, ranks, task.views, start, quarantine)
         stack.callback(loader.close)
         shown = range(min(every.grid_images, len(source)))
-        samples = torch.from_numpy(fetch(source, config.data.px, shown, quarantine=quarantine))
+        with reading(ranks):
+            samples = torch.from_numpy(fetch(source, config.data.px, shown, quarantine=quarantine))
         metrics = Metrics(ranks.device)
         sinks = stack.enter_context(Sinks(open_sinks(config, run_dir, start) if ranks.is_main else []))
         progress = stack.enter_context(
@@ -100,7 +102,7 @@ def train(
             trainer.set_lr(learning_rate(config, step))
             reseed_dropout(config, step, ranks.rank)
             for _ in range(config.train.accumulation):
-                with progress.waiting():
+                with reading(ranks), progress.waiting():
                     batch = to_device(next(loader), ranks.device)
                 if due(every.gradnorm_every, step) and config.parallel.zero != 3:
                     with unnoticed(trainer.module, ranks.device):

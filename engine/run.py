@@ -38,6 +38,7 @@ from engine.resume import check_resumable
 from engine.runlock import run_lock
 from engine.step import Policy, choose_policy, prepare_frozen
 from engine.tasks import Pretraining, Representation, Task
+from engine.together import reading
 
 LATER_SECONDS = 60.0
 
@@ -117,8 +118,10 @@ def _train_and_report(
     boundaries = (
         resumed.state["boundaries"] if resumed else _boundaries(config, frozen, source, ranks, quarantine)
     )
+    with reading(ranks):
+        kept = _pixels(held_out, config) if ranks.is_main and config.task == "diffusion" else None
     task: Task = (
-        Pretraining(config, policy, _pixels(held_out, config) if ranks.is_main else None)
+        Pretraining(config, policy, kept)
         if config.task == "diffusion"
         else Representation(config, policy, frozen, boundaries, parts, start=original)
     )
@@ -146,7 +149,7 @@ def _train_and_report(
 
     if residence.where != "off":
         there = ranks.device if residence.where == "device" else torch.device("cpu")
-        with suppress(Interrupted), preemption.interruptible():
+        with reading(ranks), suppress(Interrupted), preemption.interruptible():
             source = resident.load(source, config.data.px, there, config.data.threads, quarantine)
     if preemption.agreed(ranks.sum_on_host):
         screen.line("stopped before the first step; run the same command to go on")
@@ -237,7 +240,8 @@ def _boundaries(
     from diffsiam.evaluation.profile import error_profile
     from kernels.noise_jump.ref import to_unit_range
 
-    first = fetch(source, config.data.px, range(min(PROFILE_IMAGES, len(source))), quarantine=quarantine)
+    with reading(ranks):
+        first = fetch(source, config.data.px, range(min(PROFILE_IMAGES, len(source))), quarantine=quarantine)
     images = torch.from_numpy(first).to(ranks.device)
     times = np.unique(np.linspace(0, config.schedule.steps - 1, PROFILE_TIMES).round().astype(int)).tolist()
     schedule = build_schedule(config).to(ranks.device)
