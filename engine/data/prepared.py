@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from engine.data.shards import read_range
 from engine.data.source import Source
+from engine.data.tar_index import read_range
 from engine.errors import DataError, UsageError
 
 MANIFEST = "prepared.json"
