@@ -88,6 +88,10 @@ class PreparedSource(Source):
         return self._open[shard][index - self._first[shard]]
 
     @property
+    def framing(self) -> str:
+        return self.manifest.get("framing", super().framing)
+
+    @property
     def labels(self) -> np.ndarray | None:
         return self._beside("labels.npy")
 
