@@ -39,7 +39,7 @@ test: install  ## correctness regression tests
 	$(BIN)/python -m pytest -n 2 -m "not thorough"
 
 test-faults: install  ## what clusters do to a run: kills, full disks, NaN, hangs, signals (docs/reliability.md)
-	$(BIN)/python -m pytest -n 2 -m faults --dist loadfile
+	$(BIN)/python -m pytest -n 2 -m faults --dist worksteal
 
 lint: install  ## ruff: rules and format
 	$(BIN)/ruff check .

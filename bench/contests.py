@@ -122,7 +122,7 @@ def adagn_inputs(norm: Norm, batch: int, device: torch.device) -> Inputs:
         inputs["residual"] = image(1, 0)
     if norm.trained:
         inputs["upstream"] = image(1, 0)
-    if norm.trained and norm.used:
+    if norm.used:
         inputs["upstream_sum"] = image(1, 0)
     for name in ("weight", "bias"):
         inputs[name] = torch.randn(norm.channels, device=device, dtype=parameters)
@@ -196,7 +196,7 @@ def _adagn_traffic(
         kernel += 5 * image + 4 * small + 2 * partial_sums
         flops += ADAGN_BACKWARD
     if norm.adds:  # one more is read, and the sum is written; backward, the gradient of its users is read
-        passes = 2 + (backward and norm.used)
+        passes = 2 + norm.used
         least, kernel, flops = least + passes * image, kernel + passes * image, flops + passes - 1
     return _traffic(least, kernel, flops * inputs["x"].numel(), eager, make, leaves)
 

@@ -28,7 +28,7 @@ class Norm:
         time, z: whether the two modulations are there.
         trained: whether it has a backward pass (trained decoder) or not (frozen U-Net).
         adds: whether it adds the residual sum that it normalises.
-        used: whether others use that sum, from which a gradient then comes too.
+        used: whether others use that sum too, so that a gradient comes from them.
     """
 
     channels: int
@@ -45,7 +45,9 @@ class Norm:
 
     @property
     def title(self) -> str:
-        conditions = "+".join(name for name in ("time", "z", "adds") if getattr(self, name)) or "plain"
+        conditions = (
+            "+".join(name for name in ("time", "z", "adds", "used") if getattr(self, name)) or "plain"
+        )
         return f"{self.channels} x {self.px}² {conditions} {'trained' if self.trained else 'frozen'}"
 
 
@@ -85,7 +87,7 @@ def count_norms(architecture: UNetConfig, px: int, dim: int) -> Counter[Norm]:
 
     def watch(network: nn.Module, trained: bool) -> None:
         def entry(block: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            adds, used = isinstance(inputs[0], Sum), isinstance(block, ResBlock)
+            adds, used = isinstance(inputs[0], Sum), trained and isinstance(block, ResBlock)
             _, channels, px, _ = inputs[0].shape
             found[Norm(channels, px, False, False, trained, adds, adds and used)] += 1
 

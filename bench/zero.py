@@ -3,8 +3,8 @@
 The same small model learns the same images for the same steps on 1, 2 and 4 gloo ranks at every ZeRO stage,
 and must come to the same weights as on one rank at stage 0. Beside the largest difference stand the bytes
 that the optimizer keeps on a rank, measured, and those that a rank sends in a step, counted call by call.
-Then one run goes on from its checkpoints on 4, 2, 1 and 4 ranks, beside the same run on one rank without
-a stop.
+Then one run of engine/train.py's goes on from its checkpoints on 4, 2, 1 and 4 ranks and through all stages,
+beside one rank without a stop.
 
 Exit code 1 if weights differ by more than a hundred-thousandth.
 """
@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import multiprocessing
 import os
 import socket
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +43,14 @@ from engine.step import choose_policy, prepare_frozen, prepare_trainable
 from engine.tasks import Representation
 
 WORLDS, STAGES, STEPS = (1, 2, 4), (0, 1, 2, 3), 20
-CHAIN = (4, 2, 1, 4)  # ranks of a run's legs
+CHAIN = ((4, 3), (2, 2), (1, 0), (4, 1))  # ranks and ZeRO stage of a run's legs
+POOL = 64  # images
 SAME = 1e-5
-LOADED = [
-    "torch",
-    "deepspeed",
-    "bench.curve",
-    "engine.run",
-]  # once, by the process that ranks are forked from
+# Imported once, by the process that ranks are forked from.
+LOADED = ["torch", "deepspeed", "bench.curve", "engine.run"]
 # SGD: its steps are proportional to gradients. Adam's are nearly their signs at first, and where a gradient
-# is rounding (a bias before a batch norm has none) the order of a sum decides on it.
+# is rounding (a bias before a batch norm has none) the order of a sum decides on it. At ten times this rate
+# some activation of a ReLU comes to lie at 0 within 20 steps, and rounding decides on its whole gradient.
 VALUES: dict[str, Any] = {
     "method": "diffsiam",
     "data": {"source": "rooms", "px": 16, "count": 500, "threads": 1},
@@ -65,9 +65,9 @@ VALUES: dict[str, Any] = {
     "subsets": {"n": 8},
     "decoder": {"init": "frozen"},
     "simsiam": {"projector": "mlp2", "dim": 32, "hidden": 16},
-    "optimizer": {"name": "sgd", "lr": 0.05},
+    "optimizer": {"name": "sgd", "lr": 0.005},
     "train": {"steps": STEPS, "batch_size": 16, "precision": "fp32"},
-    "log": {"every": 5, "grid_every": 0, "save_every": 5, "gradnorm_every": 0, "tensorboard": False},
+    "log": {"every": 5, "grid_every": 0, "save_every": 100, "gradnorm_every": 0, "tensorboard": False},
 }
 Row = dict[str, Any]
 
@@ -78,22 +78,23 @@ def config(zero: int | str = "auto", run_dir: str = "runs/zero", **sections: dic
     return from_dict(VALUES | {"parallel": {"zero": zero}, "run": {"dir": run_dir}} | changed)
 
 
-def learn(config: Config, ranks: Ranks, count: Collectives | None = None) -> Trainer:
-    """Train on resident images; what the last step sends is counted."""
+def learn(
+    config: Config, ranks: Ranks, images: dict[str, Tensor], count: Collectives
+) -> tuple[dict[str, Tensor], Trainer]:
+    """Train on resident images; what the last step sends is counted. Gives the first weights too."""
     policy, original = choose_policy(config, ranks.device), build_frozen(config)
     assert original is not None
     task = Representation(config, policy, prepare_frozen(original, policy), None, start=original)
     trainer = build_trainer(config, prepare_trainable(task.build(), policy), ranks, policy)
-    images = pool(config, ranks.device)
+    before = {name: tensor.clone() for name, tensor in trainer.full_model().items()}
     for step in range(config.train.steps):
         trainer.set_lr(learning_rate(config, step))
-        counted = count if count is not None and step + 1 == config.train.steps else Collectives()
-        with counted:
+        with count if step + 1 == config.train.steps else nullcontext():
             for micro_step in range(config.train.accumulation):
                 part = _part(step, micro_step, images, config, ranks)
                 trainer.backward(task.loss(trainer.engine, part))
                 trainer.step()
-    return trainer
+    return before, trainer
 
 
 def _part(
@@ -109,9 +110,10 @@ def _part(
 
 def stages(ranks: Ranks, folder: Path, zeros: tuple[int, ...], sections: dict[str, Any]) -> None:
     """Every stage on these ranks: weights and what was counted, into ``folder``."""
+    images = pool(config(**sections), ranks.device, POOL)
     for zero in zeros:
         count = Collectives()
-        trainer = learn(config(zero, **sections), ranks, count)
+        before, trainer = learn(config(zero, **sections), ranks, images, count)
         weights = {name: tensor.contiguous() for name, tensor in trainer.full_model().items()}
         name = f"ranks{ranks.world}_zero{zero}"
         row = {
@@ -121,6 +123,7 @@ def stages(ranks: Ranks, folder: Path, zeros: tuple[int, ...], sections: dict[st
             "sent_bytes": round(count.sent(ranks.world)),
             "calls": count.calls,
             "bytes": count.bytes,
+            "moved": difference(weights, before),
             "overlap": bool(trainer.engine.zero_overlap_comm()) if zero else False,
         }
         (folder / f"{name}_rank{ranks.rank}.json").write_text(json.dumps(row))
@@ -128,11 +131,11 @@ def stages(ranks: Ranks, folder: Path, zeros: tuple[int, ...], sections: dict[st
             save_file(weights, folder / f"{name}.safetensors")
 
 
-def leg(ranks: Ranks, run_dir: str, steps: int) -> None:
+def leg(ranks: Ranks, run_dir: str, zero: int, steps: int) -> None:
     """One leg of a run, from its newest checkpoint to ``steps``."""
     from engine.run import run
 
-    run(config("auto", run_dir, train={"steps": steps}))
+    run(config(zero, run_dir, train={"steps": steps}))
 
 
 def on_ranks(world: int, work: Callable[..., None], *arguments: Any) -> None:
@@ -162,6 +165,7 @@ def _rank(rank: int, world: int, port: int, work: Callable[..., None], arguments
     os.environ.update(WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world), OMP_NUM_THREADS="1")
     torch.set_num_threads(1)
     screen.quiet_libraries()
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # warns of optimizers it has not tested
     from engine.parallel import start_ranks, stop_ranks
 
     ranks = start_ranks()
@@ -194,20 +198,21 @@ def table(worlds: tuple[int, ...], zeros: tuple[int, ...], **sections: dict[str,
     return sorted(rows, key=lambda row: (row["ranks"], row["zero"]))
 
 
-def chain(worlds: tuple[int, ...] = CHAIN, leg_steps: int = 5) -> Row:
-    """A run that goes on on other numbers of ranks, beside one that does not stop."""
+def chain(legs: tuple[tuple[int, int], ...] = CHAIN, leg_steps: int = 5) -> Row:
+    """A run that goes on on other ranks at other stages, beside one that does not stop."""
+    steps = leg_steps * len(legs)
     with tempfile.TemporaryDirectory() as name:
-        for i, world in enumerate(worlds):
-            on_ranks(world, leg, f"{name}/chain", leg_steps * (i + 1))
-        on_ranks(1, leg, f"{name}/straight", leg_steps * len(worlds))
-        step = f"step_{leg_steps * len(worlds):08d}"
+        for i, (world, zero) in enumerate(legs):
+            on_ranks(world, leg, f"{name}/chain", zero, leg_steps * (i + 1))
+        on_ranks(1, leg, f"{name}/straight", 0, steps)
         parts = {}
         for part in ("model", "ema", "optimizer"):
-            files = (
-                Path(name, run, "checkpoints", step, f"{part}.safetensors") for run in ("chain", "straight")
+            ends = (
+                Path(name, run, "checkpoints", f"step_{steps:08d}", f"{part}.safetensors")
+                for run in ("chain", "straight")
             )
-            parts[part] = difference(*map(load_file, files))
-    return {"ranks": list(worlds), "steps": leg_steps * len(worlds), **parts}
+            parts[part] = difference(*map(load_file, ends))
+    return {"legs": legs, "steps": steps, **parts}
 
 
 def show(rows: list[Row], resumed: Row) -> str:
@@ -225,7 +230,7 @@ def show(rows: list[Row], resumed: Row) -> str:
         ]
         for row in rows
     ]
-    legs = " -> ".join(map(str, resumed["ranks"]))
+    legs = " -> ".join(f"{world} (ZeRO {zero})" for world, zero in resumed["legs"])
     differs = ", ".join(f"{part} {resumed[part]:.1e}" for part in ("model", "ema", "optimizer"))
     return f"{markdown(columns, cells)}\nresumed on {legs} ranks, beside one rank without a stop: {differs}\n"
 

@@ -74,7 +74,7 @@ def plan(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Forecast time, memory and communication of a run on GPUs, up to 1,024; needs neither GPU nor images."""
+    """Forecast time, memory and communication on GPUs, up to 1,024; needs neither them nor images."""
     from engine.scaling import assume as assumptions
     from engine.scaling import gpu_named
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -31,11 +31,12 @@ NAMES = {"encoder": "encoder f", "decoder": "decoder g", "simsiam": "SimSiam hea
 
 @dataclass(frozen=True)
 class Networks:
-    """What a run computes with, without memory."""
+    """What a run computes with, without memory: on the meta device, and fake once it was measured."""
 
     module: nn.Module
     frozen: UNet | None
     schedule: Schedule
+    mode: FakeTensorMode = field(default_factory=lambda: FakeTensorMode(allow_non_fake_inputs=True))
 
     def all(self) -> list[nn.Module]:
         return [part for part in (self.module, self.frozen, self.schedule) if part is not None]
@@ -100,13 +101,8 @@ def measure(
     Args:
         planned: "cuda" counts what runs there, on a machine without a GPU too; None: on the policy's device.
     """
-    if networks.frozen is not None:
-        networks.frozen.to(policy.frozen_dtype)
-    with FakeTensorMode(allow_non_fake_inputs=True), as_on(planned):  # the method's constants are real
-        for part in networks.all():
-            part.to_empty(device=policy.device)
-        for parameter in networks.module.parameters():
-            parameter.grad = None
+    _make_fake(networks, policy)
+    with networks.mode, as_on(planned):  # the method's constants enter as real tensors
         batch, kept = _fake_batch(config, policy.device, micro), _Kept(networks)
         with (
             FlopCounterMode(display=False) as counter,
@@ -130,9 +126,20 @@ def measure(
     )
 
 
+def _make_fake(networks: Networks, policy: Policy) -> None:
+    """Give meta tensors a device; fake ones lose the gradients of the count before."""
+    if next(networks.module.parameters()).is_meta:
+        if networks.frozen is not None:
+            networks.frozen.to(policy.frozen_dtype)
+        with networks.mode:
+            for part in networks.all():
+                part.to_empty(device=policy.device)
+    networks.module.zero_grad(set_to_none=True)
+
+
 class Prices:
     """The price of any micro-batch, from those of two: whatever is counted is a constant and a part that
-    grows with the number of images.
+    grows with the number of images. Only nearly so the peak: another moment may be the highest.
 
     Raises:
         ValueError: the two do not run the same operations.

@@ -29,7 +29,7 @@ from engine.loop import reseed_dropout, to_device
 from engine.numerics import not_finite
 from engine.published import read_frozen
 from engine.resume import load_model
-from engine.step import choose_policy, prepare_frozen, prepare_trainable
+from engine.step import Policy, choose_policy, prepare_frozen, prepare_trainable
 from engine.tasks import Batch, Pretraining, Representation, Task
 
 STEPS_TRIED = 4
@@ -51,6 +51,7 @@ class Dump:
     """What a run left, ready to compute."""
 
     config: Config
+    policy: Policy
     task: Task
     module: nn.Module
     source: Source
@@ -85,8 +86,7 @@ class Dump:
         """Loss and gradients of a batch; the module's statistics and parameters stay as they are."""
         before = [buffer.clone() for buffer in self.module.buffers()]
         reseed_dropout(self.config, step, 0)
-        policy = self.task.policy  # type: ignore[attr-defined]
-        with policy.autocasting():
+        with self.policy.autocasting():
             loss = self.task.loss(self.module, batch)
         trained = [p for p in self.module.parameters() if p.requires_grad]
         gradients = torch.autograd.grad(loss, trained, allow_unused=True)
@@ -125,6 +125,7 @@ def replay(run_dir: Path) -> str:
     steps = list(dump.found.state["skipped_steps"])
     tried = sorted({steps[i * (len(steps) - 1) // max(STEPS_TRIED - 1, 1)] for i in range(STEPS_TRIED)})
     screen.line(f"{dump.found.path}: {len(steps)} updates were left out; steps {_listed(tried)} again, twice")
+    screen.line(f"{dump.device}, {dump.policy.reasons[0][1]}")
     rows, bad, unsteady = [], [], False
     for step in tried:
         for number, batch in enumerate(dump.batches(step)):
@@ -143,9 +144,11 @@ def _verdict(dump: Dump, steps: list[int], bad: list[tuple[int, Batch]], unstead
     if unsteady:
         return "hardware: the same computation gave two results on this machine; test its memory and devices"
     if not bad:
+        at = dump.found.step
+        same = "the same" if steps == list(range(at - len(steps), at)) else f"step {at}'s"
         return (
-            "hardware: every step is finite here, from the same weights, images and noise; the device that "
-            "computed it is to be suspected (or another precision: the policy here is in the first lines)"
+            f"hardware: every step is finite here, from {same} weights and the same images and noise; the "
+            "device that computed it is to be suspected, unless it computed in another precision"
         )
     control_step = steps[-1] + AFTER
     control = [dump.twice(batch, control_step).finite for batch in dump.batches(control_step)]
@@ -197,6 +200,7 @@ def open_dump(run_dir: Path) -> Dump:
     whole = open_source(data.source, data.path, data.px, config.seed, data.count, data.split)
     return Dump(
         config,
+        policy,
         task,
         prepare_trainable(module, policy).to(device).train(),
         split(whole, data.held_out)[0],

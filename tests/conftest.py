@@ -45,6 +45,16 @@ def launcher(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def straight(launcher, tmp_path_factory):
+    """The hash of the toy task's end, without a stop."""
+    from engine.verify import state, state_hash
+
+    run = tmp_path_factory.mktemp("straight")
+    launcher.run(run)
+    return state_hash(state(run))
+
+
+@pytest.fixture(scope="session")
 def process_group():
     """A group of one rank, for the whole session: DeepSpeed does not survive a second one in its process."""
     from engine.parallel import start_ranks, stop_ranks

@@ -79,8 +79,14 @@ def evaluation(n: int, shift: float = 0.0, factors: list[str] = NAMES) -> dict:
     }
 
 
+def make_few_pictures(monkeypatch, pairs: int = 1) -> None:
+    """An explorer's pictures in seconds."""
+    few = {"UP": 2, "DOWN": 2, "LEARNT_FROM": 60, "ATTRIBUTES": 2, "PAIRS": pairs}
+    for name, value in few.items():
+        monkeypatch.setattr(lattice, name, value)
+
+
 def render_few(run: Path, monkeypatch, pairs: int = 1) -> Path:
     """The pictures of its explorer in few moves."""
-    for name, value in {"UP": 2, "DOWN": 2, "LEARNT_FROM": 60, "ATTRIBUTES": 2}.items():
-        monkeypatch.setattr(lattice, name, value)
-    return lattice.render(run, 1.0, pairs)
+    make_few_pictures(monkeypatch, pairs)
+    return lattice.render(run, 1.0)

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,8 +56,17 @@ def test_the_norms_of_a_preset_are_those_that_its_networks_run(monkeypatch):
     for n, count in found.items():
         counted[n.channels, n.px, n.time, n.z, n.trained, n.adds] += count
     assert counted == seen
-    assert {n for n in found if n.adds and not n.used} == {
-        Norm(8, 16, False, False, trained, adds=True) for trained in (False, True)
+
+
+def test_norms_that_add_are_those_behind_a_residual_block_and_trained_ones_know_who_else_uses_the_sum():
+    found = count_norms(UNetConfig(8, (1, 2), blocks=1, attention=()), 16, 16)
+    frozen = Norm(8, 16, False, False, trained=False, adds=True)
+    assert {norm: count for norm, count in found.items() if norm.adds} == {
+        frozen: 2,  # downsampling, head
+        replace(frozen, px=8): 1,
+        replace(ADDING, trained=False, used=False): 1,
+        ADDING: 1,  # upsampling, of which the skip is used
+        replace(frozen, trained=True): 1,  # head
     }
 
 

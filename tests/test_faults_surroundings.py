@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from launching import Launcher
 from PIL import Image
 from test_checkpoint import write
 from training import logged
@@ -26,13 +25,6 @@ from engine.verify import different, state, state_hash, verify_resume
 
 pytestmark = [pytest.mark.faults]
 thorough = pytest.mark.thorough
-
-
-@pytest.fixture(scope="module")
-def straight(launcher: Launcher, tmp_path_factory) -> str:
-    run = tmp_path_factory.mktemp("straight")
-    launcher.run(run)
-    return state_hash(state(run))
 
 
 OFFLINE = """

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from edited_runs import VALUES
 from PIL import Image
-from reported_runs import evaluation, point, told_run, write_log
+from reported_runs import evaluation, make_few_pictures, point, told_run, write_log
+from training import TINY
 from typer.testing import CliRunner
 
 from engine.cli import app
+from engine.config_file import from_dict
 from engine.report import page as pages
 from engine.report.alarms import checks
 from engine.report.compare import config_differences, differences
@@ -22,6 +25,7 @@ from engine.report.live import LivePage
 from engine.report.page import LIMIT, write_report
 from engine.report.reading import read_runs
 from engine.report.svg import Line, heat_chart, line_chart
+from engine.run import run as train_run
 from engine.suites.tables import NAMES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -148,21 +152,24 @@ def test_runs_side_by_side_show_where_configs_and_numbers_differ(tmp_path):
     assert found["linear probe"].pairs == 12
     assert found["linear probe"].above == 12
     assert found["linear probe"].half_width == pytest.approx(0, abs=1e-9)
-    assert found["loss with g"].paired_by.startswith("line of the log")
+    by_line = [d for d in differences(runs) if d.paired_by.startswith("line of the log")]
+    assert [(d.what, d.mean) for d in by_line] == [("share of the loss that g removes", pytest.approx(0.05))]
     text = Page(write_report([a, b], tmp_path / "both.html")).text
     assert "Where the configs differ" in text
     assert "+0.05 ±" in text
 
 
 def test_arms_are_paired_over_the_seeds_they_share(tmp_path):
-    shifts = {("pdae", 0): 0.0, ("pdae", 1): 0.02, ("diti", 0): 0.1, ("diti", 1): 0.16}
+    shifts = {("full", 0): 0.0, ("full", 1): 0.02, ("random", 0): 0.1, ("random", 1): 0.16}
     runs = [
-        told_run(tmp_path / f"{method}{seed}", VALUES | {"method": method, "seed": seed}, shift=shift)
-        for (method, seed), shift in shifts.items()
+        told_run(
+            tmp_path / f"{k}{seed}", VALUES | {"subsets": {"n": 4, "choice": k}, "seed": seed}, shift=shift
+        )
+        for (k, seed), shift in shifts.items()
     ]
     by_seed = [d for d in differences(read_runs(runs)) if d.paired_by == "seed"]
     gain = next(d for d in by_seed if d.what.startswith("loss below"))
-    assert (gain.a, gain.b, gain.pairs) == ("pdae0 + pdae1", "diti0 + diti1", 2)
+    assert (gain.a, gain.b, gain.pairs) == ("full0 + full1", "random0 + random1", 2)
     assert gain.mean == pytest.approx(0.12)
     assert gain.half_width == pytest.approx(12.71 * 0.02, rel=1e-3)  # t of one degree of freedom
 
@@ -288,3 +295,34 @@ print(sorted({{"torch", "starlette", "playwright"}} & set(sys.modules)), file=sy
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
     assert "index.html" in done.stdout.replace("\n", "")
+
+
+def test_a_training_leaves_its_page_with_explorer_and_what_it_ran_on(tmp_path, monkeypatch, one_rank):
+    make_few_pictures(monkeypatch)
+    train = {
+        "train": {"steps": 2, "batch_size": 4, "precision": "fp32"},
+        "run": {"dir": str(tmp_path / "run")},
+    }
+    log = {"log": {"every": 1, "grid_every": 0, "tensorboard": False}, "report": {"explorer": True}}
+    train_run(from_dict(VALUES | train | log))
+    text = Page(tmp_path / "run" / "report" / "index.html").text
+    assert "finished: 2 of 2 steps" in text
+    assert "room 60 of seed 0 and room 61 of seed 0" in text
+    assert "60 images of 16 px" in text
+    assert f"CPU, {torch.get_num_threads()} threads, 1 rank" in text
+
+
+def test_a_diffusion_model_has_a_page_of_its_own_curves(tmp_path):
+    values = VALUES | {
+        "task": "diffusion",
+        "frozen": TINY["frozen"] | {"weights": None},
+    }
+    run = told_run(tmp_path / "dm", values)
+    (run / "report" / "evaluation.json").unlink()
+    lines = [{"step": s, "loss": 1 / s, "loss_by_time": [0.1 * s] * 10, "held_out_loss": 0.5} for s in (1, 2)]
+    write_log(run, lines)
+    text = Page(write_report([run])).text
+    assert "diffusion model (pretraining)" in text
+    assert "loss by time t" in text
+    assert "held out" in text
+    assert "encoder" not in text.partition("What was trained")[2].partition("Config")[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -83,9 +84,10 @@ def write_record(results: Results, folder: Path) -> Path:
 
 def _head(results: Results, names: Sequence[str], config: Path) -> str:
     measured = sum(len(results.by_model.get(name, {})) for name in names)
+    px = json.loads(config.read_text())["data"]["px"]
     return f"""# What is true of the method
 
-The claims of the thesis as numbers, on Rooms at 32 px: {len(FACTORS)} known factors, an oracle that reads
+The claims of the thesis as numbers, on Rooms at {px} px: {len(FACTORS)} known factors, an oracle that reads
 them, a shipped diffusion model. One recipe (`{config.as_posix()}`), one data order, equal steps; models
 differ in the switches of the method only. {measured} results are in; this page is written from them by
 

@@ -13,14 +13,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine.config_file import flat
+from engine.config_file import config_hash, flat
 from engine.report.reading import Run
-from engine.report.told import number, words
+from engine.report.told import number
 
 # Student's t at 97.5 % by degrees of freedom; beyond, the normal's.
 T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13)
 T_BEYOND = 2.0
-ASIDE = ("notes", "run.dir", "seed")  # keys that make no other arm
 MEASURES = {
     "loss_reduction": "loss below the frozen model's own",
     "mean_probe": "mean linear probe",
@@ -52,7 +51,7 @@ class Difference:
 def config_differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     """Keys in which the configs differ, with every run's value."""
     values = [flat(run.config.to_dict()) for run in runs]
-    keys = sorted({key for found in values for key in found} - {"notes"})
+    keys = sorted({key for found in values for key in found} - {"notes", "run.dir"})
     rows = [(key, [json.dumps(found.get(key)) for found in values]) for key in keys]
     return [(key, cells) for key, cells in rows if len(set(cells)) > 1]
 
@@ -91,18 +90,25 @@ def differences(runs: Sequence[Run]) -> list[Difference]:
 
 def _by_line(a: Run, b: Run) -> Iterator[Difference]:
     """Over the last quarter of the steps that both have."""
-    if a.config.seed != b.config.seed or a.config.data != b.config.data:
+    if _stream(a) != _stream(b):
         return
-    for name in ("loss_with_g", "loss", "simsiam"):
+    for name in ("reduction", "loss", "simsiam"):
         ours, theirs = (dict(zip(*run.curve(name), strict=True)) for run in (a, b))
         common = sorted(
             step for step in ours.keys() & theirs.keys() if None not in (ours[step], theirs[step])
         )
         late = [step for step in common if step > 0.75 * common[-1]]
         if len(late) > 1:
+            told = "share of the loss that g removes" if name == "reduction" else name
             pairs = [theirs[step] - ours[step] for step in late]
-            yield _difference(a.name, b.name, words(name), "line of the log, last quarter", pairs)
+            yield _difference(a.name, b.name, told, "line of the log, last quarter", pairs)
             return
+
+
+def _stream(run: Run) -> tuple[object, ...]:
+    """What decides which images, times and noise a step sees."""
+    c, d = run.config, run.config.data
+    return (c.seed, c.train.batch_size, d.source, d.path, d.px, d.count, d.split, d.held_out, d.flip)
 
 
 def _by_factor(a: Run, b: Run) -> Iterator[Difference]:
@@ -128,8 +134,8 @@ def _by_seed(runs: Sequence[Run]) -> Iterator[Difference]:
     """Between configs that differ in more than the seed, over the seeds that both have."""
     arms: dict[str, dict[int, Run]] = {}
     for run in runs:
-        values = {k: v for k, v in flat(run.config.to_dict()).items() if k not in ASIDE}
-        arms.setdefault(json.dumps(values, sort_keys=True), {})[run.config.seed] = run
+        arm = config_hash(run.config.model_copy(update={"seed": 0}))
+        arms.setdefault(arm, {})[run.config.seed] = run
     groups = list(arms.values())
     for other in groups[1:]:
         seeds = sorted(groups[0].keys() & other.keys())

@@ -81,7 +81,7 @@ def is_affordable(px: int, device: torch.device) -> bool:
     return device.type == "cuda" or px <= CPU_LARGEST_PX
 
 
-def render(run_dir: Path, guidance_scale: float, pairs: int = PAIRS) -> Path:
+def render(run_dir: Path, guidance_scale: float) -> Path:
     """Make the tiles of a run; returns the index.
 
     Raises:
@@ -89,11 +89,11 @@ def render(run_dir: Path, guidance_scale: float, pairs: int = PAIRS) -> Path:
     """
     opened = open_model(run_dir)
     lattice, recipe = Lattice.of(opened.model.subsets.n), Recipe(UP, DOWN, scale=guidance_scale)
-    numbers = unseen(opened, None, 2 * pairs)
+    numbers = unseen(opened, None, 2 * PAIRS)
     shown = pictures(opened, [str(number) for number in numbers], None, 0)
     source = training_images(opened, None)
     labels = _labels(source)
-    ends = [(2 * i, 2 * i + 1) for i in range(pairs)]
+    ends = [(2 * i, 2 * i + 1) for i in range(PAIRS)]
     with screen.counting(_cost(opened, recipe, lattice, ends, labels), "explorer: image moves") as tell:
         sampler = opened.sampler(recipe, BATCH, tell)
         images = opened.invert(shown.images, sampler, seed=0)
