@@ -99,7 +99,7 @@ def _parts(found: Checkpoint, config: Config, with_frozen: bool) -> Parts:
         encoder=without_prefix(average, "encoder."),
         encoder_config=EncoderConfig(e.arch, config.data.px, e.width, e.dim, norm=e.norm),
         decoder=without_prefix(average, "decoder.") or None,
-        contract=image_contract(config),
+        contract=image_contract(config, found.state.get("framing")),
     )
     if not config.needs_frozen:
         return parts

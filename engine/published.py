@@ -56,11 +56,10 @@ def read_frozen(config: Config) -> Parts | None:
     return parts
 
 
-def image_contract(config: Config) -> ImageContract:
-    """What a model trained by ``config`` expects."""
+def image_contract(config: Config, framing: str | None) -> ImageContract:
+    """What a model trained by ``config`` expects; ``framing``: of its images, where the run recorded it."""
     s, px = config.schedule, config.data.px
-    crop = "drawn at this size" if config.data.source == "rooms" else "centre square, resized"
-    return ImageContract(px, crop=crop, steps=s.steps, beta_start=s.beta_start, beta_end=s.beta_end)
+    return ImageContract(px, crop=framing, steps=s.steps, beta_start=s.beta_start, beta_end=s.beta_end)
 
 
 def record(parts: Parts) -> dict[str, Any]:

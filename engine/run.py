@@ -121,7 +121,7 @@ def _train_and_report(
     with reading(ranks):
         kept = _pixels(held_out, config) if ranks.is_main and config.task == "diffusion" else None
     task: Task = (
-        Pretraining(config, policy, kept)
+        Pretraining(config, policy, kept, source.framing)
         if config.task == "diffusion"
         else Representation(config, policy, frozen, boundaries, parts, start=original)
     )
@@ -129,6 +129,7 @@ def _train_and_report(
         "config": config.to_dict(),
         "boundaries": boundaries,
         "data": data,
+        "framing": source.framing,
         "weights": weights,
     }
     if ranks.is_main:
@@ -276,7 +277,8 @@ def _rows(
         ),
         (
             "data",
-            f"{source.describe()}, {config.data.px} px, "
+            f"{source.describe()}, "
+            + ("" if source.px == config.data.px else f"to {config.data.px} px, ")
             + route(source, config.data.px, _recipe(config), cuda)
             + (f"; data.source={config.data.source} found {source.name}" if config.data.path else ""),
         ),

@@ -187,8 +187,14 @@ class Pretraining:
     views = False
     headline: tuple[str, ...] = ("loss",)
 
-    def __init__(self, config: Config, policy: Policy, held_out: Tensor | None = None):
-        self.config, self.policy, self.held_out = config, policy, held_out
+    def __init__(
+        self,
+        config: Config,
+        policy: Policy,
+        held_out: Tensor | None = None,
+        framing: str | None = None,
+    ):
+        self.config, self.policy, self.held_out, self.framing = config, policy, held_out, framing
         self.schedule = build_schedule(config).to(policy.device)
 
     def build(self) -> nn.Module:
@@ -231,4 +237,6 @@ class Pretraining:
     def export(self, average: nn.Module, run_dir: Path) -> None:
         """``unet.safetensors``: the averaged weights, ready for ``frozen.weights``."""
         assert isinstance(average, Diffusion)
-        save_unet(average.unet, run_dir / "unet.safetensors", contract=image_contract(self.config))
+        save_unet(
+            average.unet, run_dir / "unet.safetensors", contract=image_contract(self.config, self.framing)
+        )

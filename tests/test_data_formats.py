@@ -24,6 +24,7 @@ from image_sets import (
 )
 from PIL import Image
 
+from engine.data import held_out
 from engine.data.fetching import fetch
 from engine.data.sources import detect, open_source
 from engine.errors import DataError, UsageError
@@ -161,6 +162,8 @@ def test_the_crop_of_celeba_is_taken_before_resizing(tmp_path):
     with Image.open(io.BytesIO(source.read(np.array([0]))[0].tobytes())) as image:
         cut = np.asarray(image.crop((25, 57, 153, 185)))
     assert np.array_equal(fetch(source, 128, [0])[0], cut)
+    assert source.framing == "128 x 128 pixels from row 57, column 25, resized"
+    assert held_out.split(source, 2)[0].framing == source.framing
 
 
 def test_lists_of_celeba_as_csv_are_read_too(tmp_path):

@@ -87,7 +87,8 @@ class CifarSource(Source):
 
     def describe(self) -> str:
         kind = "CIFAR-10" if self.ten else "CIFAR-100"
-        return f"{kind} {self.root}: {len(self):,} images in {len(self.classes)} classes ({self.split})"
+        images = f"{len(self):,} images of {PX} px in {len(self.classes)} classes"
+        return f"{kind} {self.root}: {images} ({self.split})"
 
     def fingerprint(self) -> str:
         return hashlib.sha256(self.images.tobytes() + self._labels.tobytes()).hexdigest()

@@ -26,6 +26,10 @@ class Part(Source):
         self.name, self.encoded, self.px, self.region = whole.name, whole.encoded, whole.px, whole.region
 
     @property
+    def framing(self) -> str:
+        return self.whole.framing
+
+    @property
     def classes(self) -> Sequence[str]:
         return self.whole.classes
 

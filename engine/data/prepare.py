@@ -189,6 +189,7 @@ def _finish(source: Source, target: Path, plan: Plan, records: list[dict[str, An
     manifest = {
         "version": VERSION,
         **{key: getattr(plan, key) for key in ("source", "px", "format", "quality")},
+        "framing": source.framing,
         "count": len(indices),
         "classes": list(source.classes),
         "attribute_names": list(source.attribute_names),

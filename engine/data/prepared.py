@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from engine.data.shards import read_range
 from engine.data.source import Source
+from engine.data.tar_index import read_range
 from engine.errors import DataError, UsageError
 
 MANIFEST = "prepared.json"
@@ -86,6 +86,10 @@ class PreparedSource(Source):
             except (OSError, ValueError) as error:
                 raise DataError(f"cannot read a shard; {file}; {error}") from error
         return self._open[shard][index - self._first[shard]]
+
+    @property
+    def framing(self) -> str:
+        return self.manifest.get("framing", super().framing)
 
     @property
     def labels(self) -> np.ndarray | None:

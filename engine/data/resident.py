@@ -45,6 +45,10 @@ class ResidentSource(Source):
         return self.images.device.type != "cpu"
 
     @property
+    def framing(self) -> str:
+        return self.whole.framing
+
+    @property
     def labels(self) -> np.ndarray | None:
         return self.whole.labels
 

@@ -42,6 +42,10 @@ class RoomsSource(Source):
     def item(self, index: int) -> str:
         return f"room {index} of seed {self.rooms.seed}"
 
+    @property
+    def framing(self) -> str:
+        return "drawn at this size"
+
     def describe(self) -> str:
         return f"procedural rooms: {len(self):,} images of {self.rooms.px} px, seed {self.rooms.seed}"
 

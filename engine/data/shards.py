@@ -12,7 +12,8 @@ import numpy as np
 from engine.data.folder import first_folder, natural
 from engine.data.source import SUFFIXES, Source
 from engine.data.splits import Split, select
-from engine.errors import DataError, UsageError
+from engine.data.tar_index import index, read_range, stem
+from engine.errors import UsageError
 
 
 def find_shards(path: Path) -> list[Path]:
@@ -46,21 +47,10 @@ class TarSource(Source):
         if not self.shards:
             held = f"it holds {', '.join(list(found)[:4])}" if found else "it holds no .tar"
             raise UsageError(f"no tar files{f' of the split {split}' if found else ''} ({held}); {self.root}")
-        names: list[str] = []
-        places: list[tuple[int, int, int]] = []
-        codes: dict[str, int] = {}
-        for number, shard in enumerate(self.shards):
-            for key, suffix, start, size in _members(shard):
-                if suffix.endswith(SUFFIXES):
-                    names.append(key + suffix)
-                    places.append((number, start, size))
-                elif suffix == ".cls":
-                    codes[f"{number}/{key}"] = _code(shard, start, size)
-        if not names:
+        listed = index(self.root, self.shards)
+        if not listed.names:
             raise UsageError(f"no images in {len(self.shards)} tar files; {self.root}; files read: {READ}")
-        self.names = names
-        self._places = np.array(places, dtype=np.int64)
-        self._codes = codes
+        self.names, self._places, self._codes = listed.names, listed.places, listed.codes
 
     def __len__(self) -> int:
         return len(self.names)
@@ -80,7 +70,7 @@ class TarSource(Source):
     def _labelled(self) -> tuple[list[str], np.ndarray | None]:
         """Classes and labels."""
         shards = self._places[:, 0]
-        keys = [f"{shard}/{_stem(name)[0]}" for shard, name in zip(shards, self.names, strict=True)]
+        keys = [f"{shard}/{stem(name)[0]}" for shard, name in zip(shards, self.names, strict=True)]
         if self._codes and all(key in self._codes for key in keys):
             labels = np.array([self._codes[key] for key in keys], dtype=np.int64)
             return [str(code) for code in range(int(labels.max()) + 1)], labels
@@ -108,43 +98,3 @@ class TarSource(Source):
         for name, (_, _, size) in zip(self.names, self._places, strict=True):
             digest.update(f"\0{name}\0{size}".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
-
-
-def read_range(path: str, start: int, size: int) -> np.ndarray:
-    """Bytes of a file, 1-D uint8. It is opened for every read: a set may have more shards than a process may
-    have files.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    try:
-        return np.fromfile(path, dtype=np.uint8, count=size, offset=start)
-    except OSError as error:
-        raise DataError(f"cannot read a shard; {path}; {error.strerror or error}") from error
-
-
-def _members(shard: str) -> list[tuple[str, str, int, int]]:
-    """(key, suffix, first byte, size) of the regular members."""
-    try:
-        with tarfile.open(shard, mode="r:") as archive:
-            found = [(*_stem(m.name), m.offset_data, m.size) for m in archive if m.isreg()]
-            rest = read_range(shard, archive.offset, tarfile.BLOCKSIZE)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise UsageError(f"cannot read a tar file (is it compressed?); {shard}; {error}") from error
-    if rest.any() or 0 < len(rest) < tarfile.BLOCKSIZE:  # what follows is half a header, not the end's zeros
-        raise UsageError(f"a tar file is truncated; {shard}; copy it again")
-    return found
-
-
-def _stem(name: str) -> tuple[str, str]:
-    """WebDataset's key and suffix: a name up to the first dot of its last part, and the rest."""
-    folder, slash, base = name.removeprefix("./").rpartition("/")
-    stem, dot, rest = base.partition(".")
-    return folder + slash + stem, (dot + rest).lower()
-
-
-def _code(shard: str, start: int, size: int) -> int:
-    text = read_range(shard, start, size).tobytes().decode(errors="replace").strip()
-    if not text.isdecimal():
-        raise UsageError(f"a .cls is no class number: {text[:20]!r}; {shard}")
-    return int(text)

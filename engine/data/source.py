@@ -47,6 +47,14 @@ class Source(ABC):
     def attribute_names(self) -> Sequence[str]:
         return ()
 
+    @property
+    def framing(self) -> str:
+        """What of each image is trained on, in words."""
+        if self.region is None:
+            return "centre square, resized"
+        top, left, height, width = self.region
+        return f"{width} x {height} pixels from row {top}, column {left}, resized"
+
     @abstractmethod
     def __len__(self) -> int: ...
 
