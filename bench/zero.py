@@ -49,7 +49,7 @@ SAME = 1e-5
 # Imported once, by the process that ranks are forked from.
 LOADED = ["torch", "deepspeed", "bench.curve", "engine.run"]
 # SGD: its steps are proportional to gradients. Adam's are nearly their signs at first, and where a gradient
-# is rounding (a bias before a batch norm has none) the order of a sum decides on it. At ten times this rate
+# is rounding (a bias before a batch norm has none) the order of a sum decides on it. At 25 times this rate
 # some activation of a ReLU comes to lie at 0 within 20 steps, and rounding decides on its whole gradient.
 VALUES: dict[str, Any] = {
     "method": "diffsiam",
