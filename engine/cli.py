@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from engine.edit.commands import register
-from engine.errors import CheckpointError, DataError, NumericsError, UsageError
+from engine.edit.commands import register as register_edits
+from engine.errors import FAILURES, UsageError
+from engine.report.commands import register as register_reports
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +29,7 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (UsageError, CheckpointError, DataError, NumericsError) as error:
+        except FAILURES as error:
             print(f"error: {error}", file=sys.stderr)
             raise typer.Exit(error.exit_code) from None
 
@@ -258,7 +259,35 @@ def evaluate(
     run(run_dir, Request(parse_names(suite), tuple(data or ()), limit, options), out)
 
 
-register(app)
+@app.command()
+def replay(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a training that left a dump.")],
+) -> None:
+    """Compute again what was not finite: are the images, the weights or the hardware to blame?"""
+    from engine.replay import replay as run
+
+    run(run_dir)
+
+
+@app.command("verify-resume")
+def verify_resume(
+    config: Annotated[Path, typer.Option(help="JSON file, such as configs/quickstart.json.")],
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(min=2, help="To train.")] = 10,
+    stop: Annotated[int | None, typer.Option(help="Before the stop; half of them by default.")] = None,
+    ranks: Annotated[int, typer.Option(min=1, help="On this machine.")] = 1,
+    folder: Annotated[
+        Path | None, typer.Option(help="For the runs, which are removed; the temporary folder by default.")
+    ] = None,
+) -> None:
+    """Prove that this config resumes exactly on this machine: straight and resumed, compared to the bit."""
+    from engine.verify import verify_resume as run
+
+    run(config, overrides or [], steps, steps // 2 if stop is None else stop, ranks, folder)
+
+
+register_edits(app)
+register_reports(app)
 
 
 @config_app.command()
@@ -336,7 +365,14 @@ def factor_row(room: np.ndarray, factor: int, px: int, columns: int) -> np.ndarr
 
 def main() -> None:
     """The ``diffsiam`` command."""
-    app()
+    try:
+        app()
+    except SystemExit as leaving:
+        if "engine.loop" in sys.modules and isinstance(leaving.code, int):  # threads of a training may hang
+            from engine.train import leave
+
+            leave(leaving.code)
+        raise
 
 
 if __name__ == "__main__":

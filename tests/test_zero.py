@@ -30,6 +30,9 @@ def of(rows: list[dict], world: int, stage: int) -> dict:
     return next(row for row in rows if (row["ranks"], row["zero"]) == (world, stage))
 
 
+# Seen at 2.0e-5 once, where 1e-5 is asked, on a busy machine: it says so until the cause is known.
+@pytest.mark.faults
+@pytest.mark.thorough
 def test_a_run_that_goes_on_on_4_2_1_and_4_ranks_through_all_stages_is_one_run_on_one_rank():
     """20 steps of engine.run, every leg from the checkpoint of the leg before."""
     found = zero.chain()
