@@ -248,10 +248,20 @@ def _show_rows(rows: list[dict[str, Any]], title: str) -> None:
                 seconds(row["time"]["total"]),
                 f"{row['images_per_second']:,.0f}",
                 f"{efficiency:.0%}",
-                f"{row['days']:,.2f}",
+                seconds(86400 * row["days"]),
                 size_of(row["memory"]),
                 row["time"]["bottleneck"],
             ]
         )
-    columns = ["GPUs", "batch", "a GPU", "a step", "images/s", "efficiency", "days", "memory", "bottleneck"]
+    columns = [
+        "GPUs",
+        "batch",
+        "a GPU",
+        "a step",
+        "images/s",
+        "efficiency",
+        "the run",
+        "memory",
+        "bottleneck",
+    ]
     screen.table(columns, cells, title)

@@ -114,8 +114,3 @@ def _operation(function: Any, args: Any, kwargs: Any, out: Any, tensors: Iterabl
     size = sum(t.numel() * t.element_size() for t in tensors)
     flops = int(count(*args, **kwargs, out_val=out)) if count else 0
     return Operation(flops, int(size * PASSES.get(name, 1)), name.startswith("diffsiam::"))
-
-
-def bytes_of(tensors: Iterable[Tensor]) -> int:
-    """Bytes of tensors together."""
-    return sum(t.numel() * t.element_size() for t in tensors)

@@ -220,8 +220,10 @@ class Device:
 
 
 def travel(collective: Collective, gpu: Gpu, assumed: Assumptions, world: int) -> float:
-    """Seconds of collectives on a ring whose slowest link is the network, where there is more than a node."""
-    network = assumed.network_gbs or gpu.network_gbs
+    """Seconds of collectives on rings; beyond a node there is one for each of its GPUs' ways out, and all of
+    them together carry the data.
+    """
+    network = (assumed.network_gbs or gpu.network_gbs) * assumed.node
     slowest = min(gpu.link_gbs, network) if world > assumed.node else gpu.link_gbs
     latency = collective.calls * assumed.latency_us * 1e-6 * math.log2(max(world, 2))
     return latency + collective.sent(world) / (slowest * 1e9 * assumed.link)
