@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from engine.edit.commands import register
 from engine.errors import CheckpointError, DataError, NumericsError, UsageError
+from engine.examples import epilog
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +24,20 @@ ROWS_OF_ROOMS = 2  # on the sheet, above the rows of single factors
 
 
 class Commands(TyperGroup):
-    """Commands whose errors are one line on standard error and an exit code of their own."""
+    """Commands whose help ends with examples, and whose errors are one line on standard error and an exit
+    code of their own.
+    """
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        command = super().get_command(ctx, cmd_name)
+        if command is not None and command.epilog is None:
+            command.epilog = epilog(cmd_name if ctx.parent is None else f"{self.name} {cmd_name}")
+        return command
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        named = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.get_short_help_str(10_000)) for name, command in named])
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -33,11 +47,34 @@ class Commands(TyperGroup):
             raise typer.Exit(error.exit_code) from None
 
 
-app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-config_app = typer.Typer(no_args_is_help=True, help="Look at configs.")
+# Plain text: it is the same in a terminal, a file and a log, and takes half the time.
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"max_content_width": 110},
+)
+config_app = typer.Typer(cls=Commands, no_args_is_help=True, help="Look at configs.", rich_markup_mode=None)
 app.add_typer(config_app, name="config")
 
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="Keys to override.")]
+
+def complete_name(incomplete: str) -> list[str]:
+    """Keys of the config that begin so, for the shell."""
+    from engine.config_explain import leaves
+
+    return [key for key in leaves() if key.startswith(incomplete)]
+
+
+def complete_key(incomplete: str) -> list[str]:
+    """The same, ready for a value."""
+    return [f"{key}=" for key in complete_name(incomplete)]
+
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="key=value", help="Keys to override.", autocompletion=complete_key),
+]
 
 
 @app.callback()
@@ -243,7 +280,10 @@ def show(
 @config_app.command()
 def explain(
     key: Annotated[
-        str | None, typer.Argument(help="Such as subsets.choice, or a section; none: all sections.")
+        str | None,
+        typer.Argument(
+            help="Such as subsets.choice, or a section; none: all sections.", autocompletion=complete_name
+        ),
     ] = None,
 ) -> None:
     """Say what a key means, what it may be and what it is by default."""
