@@ -27,6 +27,7 @@ from engine.preempt import Preemption
 from engine.resume import load_model, restore, snapshot
 from engine.step import Policy, prepare_trainable
 from engine.tasks import Batch, Task
+from engine.weights_and_biases import WeightsAndBiases
 
 AFTER_NUMERICS = "the last checkpoint is intact; lower optimizer.lr or set optimizer.grad_clip"
 
@@ -186,10 +187,12 @@ def build_loader(
 
 
 def open_sinks(config: Config, run_dir: Path, start: int) -> list[Sink]:
-    """metrics.jsonl and, if asked for, TensorBoard events, both rewound to step ``start``."""
+    """metrics.jsonl and, if asked for, TensorBoard events, both rewound to step ``start``, and W&B."""
     sinks: list[Sink] = [JsonLines(run_dir / "metrics.jsonl", start)]
     if config.log.tensorboard:
         sinks.append(TensorBoard(run_dir / "tensorboard", start))
+    if config.log.wandb:
+        sinks.append(WeightsAndBiases(config.log.wandb, run_dir, config.to_dict()))
     return sinks
 
 
