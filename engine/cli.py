@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from engine.edit.commands import register
 from engine.errors import CheckpointError, DataError, NumericsError, UsageError
 from engine.examples import epilog
+from engine.history.commands import register as register_runs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,6 +58,10 @@ app = typer.Typer(
 )
 config_app = typer.Typer(cls=Commands, no_args_is_help=True, help="Look at configs.", rich_markup_mode=None)
 app.add_typer(config_app, name="config")
+runs_app = typer.Typer(
+    cls=Commands, no_args_is_help=True, help="List, compare, reproduce, prune runs.", rich_markup_mode=None
+)
+app.add_typer(runs_app, name="runs")
 
 
 def complete_name(incomplete: str) -> list[str]:
@@ -263,6 +268,7 @@ def evaluate(
 
 
 register(app)
+register_runs(runs_app)
 
 
 @config_app.command()

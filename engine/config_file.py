@@ -148,7 +148,7 @@ _MAY_CHANGE = (
 
 def config_hash(config: Config) -> str:
     """SHA-256 (hex) over every value that changes the result: not run.dir, logging, reports, notes."""
-    values = {key: value for key, value in _flat(config.to_dict()).items() if not _matches(key, _NOT_HASHED)}
+    values = {key: value for key, value in flat(config.to_dict()).items() if not _matches(key, _NOT_HASHED)}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
@@ -162,8 +162,8 @@ class Differences:
 
 def compatible(old: dict[str, Any], new: Config) -> Differences:
     """What changed from the recorded config ``old`` to ``new``; keys that ``old`` lacks had the default."""
-    before = _flat(_merge(Config().to_dict(), old))
-    after = _flat(new.to_dict())
+    before = flat(_merge(Config().to_dict(), old))
+    after = flat(new.to_dict())
     allowed: list[str] = []
     refused: list[str] = []
     for key in before | after:
@@ -320,11 +320,12 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted key."""
+    named: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+        named |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return named
 
 
 def _matches(key: str, patterns: Iterable[str]) -> bool:

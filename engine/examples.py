@@ -39,6 +39,13 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "diffsiam config explain subsets.choice",
         "diffsiam config explain optimizer",
     ),
+    "runs list": ("diffsiam runs list", "diffsiam runs list sweeps --json"),
+    "runs compare": ("diffsiam runs compare runs/quickstart runs/quickstart_pdae",),
+    "runs reproduce": (
+        "diffsiam runs reproduce runs/quickstart",
+        "diffsiam runs reproduce runs/bedroom --out runs/bedroom2 --prepare",
+    ),
+    "runs prune": ("diffsiam runs prune runs/quickstart runs/bedroom --keep 1 --yes",),
 }
 
 

@@ -49,6 +49,12 @@ def run_lock(run_dir: Path | str) -> Iterator[None]:
             lock.unlink(missing_ok=True)
 
 
+def holder(run_dir: Path | str) -> str | None:
+    """Who trains in a run directory now, or None."""
+    lock = Path(run_dir) / "run.lock"
+    return _live_holder(lock) if lock.exists() else None
+
+
 def is_alive(pid: int) -> bool:
     """Whether a process of this host with that pid exists."""
     try:

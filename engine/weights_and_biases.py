@@ -36,7 +36,7 @@ class WeightsAndBiases:
             import wandb
         except ImportError as error:
             raise UsageError(
-                f"log.wandb={project}: wandb is not installed; pip install 'diffsiam[wandb]'"
+                f"log.wandb={project}: wandb cannot be imported ({error}); pip install 'diffsiam[wandb]'"
             ) from error
         os.environ.setdefault("WANDB_SILENT", "true")
         try:
