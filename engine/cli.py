@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from engine.doctor.commands import register as register_doctor
 from engine.edit.commands import register
 from engine.errors import CheckpointError, DataError, NumericsError, UsageError
 from engine.examples import epilog
@@ -269,6 +270,7 @@ def evaluate(
 
 register(app)
 register_runs(runs_app)
+register_doctor(app)
 
 
 @config_app.command()

@@ -39,6 +39,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "diffsiam config explain subsets.choice",
         "diffsiam config explain optimizer",
     ),
+    "doctor": ("diffsiam doctor", "diffsiam doctor --quick --require cuda,triton,dali"),
     "runs list": ("diffsiam runs list", "diffsiam runs list sweeps --json"),
     "runs compare": ("diffsiam runs compare runs/quickstart runs/quickstart_pdae",),
     "runs reproduce": (
