@@ -9,10 +9,10 @@ EXTRAS := dev$(if $(GPU),$(comma)gpu)
 # Where there is no GPU, saying so spares DeepSpeed the search and its warnings.
 RUN    := PATH="$(CURDIR)/$(BIN):$$PATH" $(if $(GPU),,DS_ACCELERATOR=cpu) $(BIN)/deepspeed --quiet
 
-.PHONY: help install quickstart test lint check format bench wheelhouse clean
+.PHONY: help install browser quickstart test test-faults lint check format bench wheelhouse clean
 
 help:  ## what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 install: $(VENV)/.installed  ## virtual environment with everything
 
@@ -24,11 +24,22 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
 	@touch $@
 
+# Never fails: where there is none and none can be had, the tests that need one say so.
+browser:  ## a Chromium for the tests of report and explorer, where apt can install one
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
+		|| if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			(apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium) >/dev/null 2>&1 \
+				|| echo "no Chromium could be installed: browser tests will be skipped"; \
+		else echo "no Chromium here: browser tests will be skipped (CHROMIUM=PATH names one)"; fi
+
 quickstart: install  ## train on procedural rooms with the shipped diffusion model: minutes on a CPU
 	$(RUN) engine/train.py --config configs/quickstart.json
 
 test: install  ## correctness regression tests
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m "not thorough"
+
+test-faults: install  ## what clusters do to a run: kills, full disks, NaN, hangs, signals (docs/reliability.md)
+	$(BIN)/python -m pytest -n 2 -m faults --dist worksteal
 
 lint: install  ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -45,8 +45,8 @@ class Contest:
         direction: "forward" or "forward+backward".
         make: inputs on a device, random; with an ``upstream`` gradient where there is a backward pass.
         leaves: names of the inputs whose gradients are asked for.
-        kernel, eager: contenders, forward; the compiled one is ``torch.compile(eager)``. The upstream
-            gradient is that of their ``out``.
+        kernel, eager: contenders, forward; the compiled one is ``torch.compile(eager)``. The ``upstream``
+            gradient is that of their ``out``, ``upstream_sum`` that of their ``sum``.
         exact: the same in float64.
         bounds: largest and root-mean-square error allowed.
         traffic: bytes and operations.
@@ -74,8 +74,10 @@ def run(forward: Function, inputs: Inputs, leaves: tuple[str, ...] = ()) -> Resu
             return forward(inputs)
     held = {name: inputs[name].detach().requires_grad_() for name in leaves}
     results = forward({**inputs, **held})
-    upstream = inputs["upstream"].to(results["out"].dtype)
-    gradients = torch.autograd.grad(results["out"], list(held.values()), upstream)
+    ends = {"out": "upstream", "sum": "upstream_sum"}
+    used = [results[end] for end, name in ends.items() if name in inputs]
+    upstream = [inputs[name].to(results[end].dtype) for end, name in ends.items() if name in inputs]
+    gradients = torch.autograd.grad(used, list(held.values()), upstream)
     values = {name: value.detach() for name, value in results.items()}
     return values | {f"d_{name}": g for name, g in zip(leaves, gradients, strict=True)}
 
@@ -115,7 +117,13 @@ def adagn_inputs(norm: Norm, batch: int, device: torch.device) -> Inputs:
         x = torch.randn(shape, device=device, dtype=HALF) * scale + offset
         return x.contiguous(memory_format=torch.channels_last)
 
-    inputs = {"x": image(3, 2), "upstream": image(1, 0)}
+    inputs = {"x": image(3, 2)}
+    if norm.adds:
+        inputs["residual"] = image(1, 0)
+    if norm.trained:
+        inputs["upstream"] = image(1, 0)
+    if norm.used:
+        inputs["upstream_sum"] = image(1, 0)
     for name in ("weight", "bias"):
         inputs[name] = torch.randn(norm.channels, device=device, dtype=parameters)
     for name, there in (("time", norm.time), ("z", norm.z)):
@@ -125,25 +133,29 @@ def adagn_inputs(norm: Norm, batch: int, device: torch.device) -> Inputs:
 
 
 def _adagn(norm: Norm, count: int, batch: int, backward: bool) -> Contest:
-    names = ("x", "weight", "bias", *(name for name in ("time", "z") if getattr(norm, name)))
+    conditions = (name for name in ("time", "z") if getattr(norm, name))
+    names = ("x", *(("residual",) if norm.adds else ()), "weight", "bias", *conditions)
+    make = partial(adagn_inputs, norm, batch)
 
-    def make(device: torch.device) -> Inputs:
-        inputs = adagn_inputs(norm, batch, device)
-        return inputs if backward else {k: v for k, v in inputs.items() if k != "upstream"}
+    def results(plain: Any, adding: Any, inputs: Inputs) -> Results:
+        arguments = {"groups": norm.groups, **{name: inputs[name] for name in names}}
+        if not norm.adds:
+            return {"out": plain(**arguments)}
+        out, total = adding(**arguments)
+        return {"out": out, "sum": total}
 
-    def arguments(inputs: Inputs) -> dict[str, Any]:
-        return {"groups": norm.groups, **{name: inputs[name] for name in names}}
+    kernel = partial(results, adagn_op.adagn_silu, adagn_op.add_adagn_silu)
+    exact = partial(results, adagn_ref.adagn_silu, _add_rounded)
 
-    def kernel(inputs: Inputs) -> Results:
-        return {"out": adagn_op.adagn_silu(**arguments(inputs))}
+    def under_autocast(x: Tensor, **arguments: Any) -> Tensor:
+        # A group norm computes and returns float32; the conv behind it casts back.
+        return adagn_ref.adagn_silu(x.float() if norm.trained else x, **arguments).to(HALF)
 
-    def eager(inputs: Inputs) -> Results:
-        # Under autocast a group norm computes and returns float32; the conv behind it casts back.
-        x = inputs["x"].float() if norm.trained else inputs["x"]
-        return {"out": adagn_ref.adagn_silu(**arguments({**inputs, "x": x})).to(HALF)}
+    def add_under_autocast(x: Tensor, residual: Tensor, **arguments: Any) -> tuple[Tensor, Tensor]:
+        total = x + residual
+        return under_autocast(total, **arguments), total
 
-    def exact(inputs: Inputs) -> Results:
-        return {"out": adagn_ref.adagn_silu(**arguments(inputs))}
+    eager = partial(results, under_autocast, add_under_autocast)
 
     leaves = names if backward else ()
     return Contest(
@@ -162,12 +174,19 @@ def _adagn(norm: Norm, count: int, batch: int, backward: bool) -> Contest:
     )
 
 
+def _add_rounded(x: Tensor, residual: Tensor, **arguments: Any) -> tuple[Tensor, Tensor]:
+    """The exact result for a sum as its users see it: rounded, which is no error of the norm."""
+    total = x + residual
+    total = total + (total.to(HALF).to(total.dtype) - total).detach()
+    return adagn_ref.adagn_silu(total, **arguments), total
+
+
 def _adagn_traffic(
     norm: Norm, batch: int, backward: bool, eager: Function, make: Any, leaves: tuple[str, ...]
 ) -> Traffic:
     inputs = make(torch.device("meta"))
     image, pixels = size(inputs["x"]), norm.px * norm.px
-    small = size(*(value for name, value in inputs.items() if name not in ("x", "upstream")))
+    small = size(*(value for value in inputs.values() if value.dim() < 4))
     tiles = adagn_op.tiling(norm.channels, pixels)
     partial_sums = 2 * 4 * batch * norm.channels * -(-pixels // (tiles["BLOCK_P"] * tiles["TILES"]))
     least, kernel = 2 * image + small, 3 * image + 2 * small + 5 * partial_sums // 2
@@ -176,6 +195,9 @@ def _adagn_traffic(
         least += 3 * image + 2 * small
         kernel += 5 * image + 4 * small + 2 * partial_sums
         flops += ADAGN_BACKWARD
+    if norm.adds:  # one more is read, and the sum is written; backward, the gradient of its users is read
+        passes = 2 + norm.used
+        least, kernel, flops = least + passes * image, kernel + passes * image, flops + passes - 1
     return _traffic(least, kernel, flops * inputs["x"].numel(), eager, make, leaves)
 
 

@@ -32,10 +32,10 @@ POOL = 2048  # resident images
 Row = dict[str, Any]
 
 
-def pool(config: Config, device: torch.device) -> dict[str, Tensor]:
-    """Resident Rooms uint8 (N, px, px, 3), and two views of each: mirrored, and half as bright again."""
-    rooms = Rooms(config.data.px, config.seed, POOL)
-    images = torch.from_numpy(rooms.images(np.arange(POOL))).to(device)
+def pool(config: Config, device: torch.device, count: int = POOL) -> dict[str, Tensor]:
+    """Resident Rooms uint8 (count, px, px, 3), and two views of each: mirrored, and half as bright again."""
+    rooms = Rooms(config.data.px, config.seed, count)
+    images = torch.from_numpy(rooms.images(np.arange(count))).to(device)
     brighter = (images.float() * 1.3).clamp(max=255).to(torch.uint8)
     return {"x_0": images, "view_1": images.flip(2).contiguous(), "view_2": brighter}
 
@@ -44,7 +44,7 @@ def batch_of(step: int, images: dict[str, Tensor], config: Config) -> Batch:
     """The images of a step in order, and their positions."""
     size, device = config.train.batch_size, images["x_0"].device
     position = torch.arange(step * size, (step + 1) * size, device=device)
-    return {name: pool[position % POOL] for name, pool in images.items()} | {"position": position}
+    return {name: pool[position % len(pool)] for name, pool in images.items()} | {"position": position}
 
 
 def curve(config: Config, ranks: Ranks, images: dict[str, Tensor], steps: int) -> list[float]:

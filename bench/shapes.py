@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffsiam.decoder import Decoder
-from diffsiam.layers import ResBlock, group_count
+from diffsiam.layers import ResBlock, Sum, group_count
 from diffsiam.unet import OutputHead, UNet, UNetConfig
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -27,6 +27,8 @@ class Norm:
         channels, px: C, and the side of its images.
         time, z: whether the two modulations are there.
         trained: whether it has a backward pass (trained decoder) or not (frozen U-Net).
+        adds: whether it adds the residual sum that it normalises.
+        used: whether others use that sum too, so that a gradient comes from them.
     """
 
     channels: int
@@ -34,6 +36,8 @@ class Norm:
     time: bool
     z: bool
     trained: bool
+    adds: bool = False
+    used: bool = False
 
     @property
     def groups(self) -> int:
@@ -41,7 +45,9 @@ class Norm:
 
     @property
     def title(self) -> str:
-        conditions = "+".join(name for name in ("time", "z") if getattr(self, name)) or "plain"
+        conditions = (
+            "+".join(name for name in ("time", "z", "adds", "used") if getattr(self, name)) or "plain"
+        )
         return f"{self.channels} x {self.px}² {conditions} {'trained' if self.trained else 'frozen'}"
 
 
@@ -81,7 +87,9 @@ def count_norms(architecture: UNetConfig, px: int, dim: int) -> Counter[Norm]:
 
     def watch(network: nn.Module, trained: bool) -> None:
         def entry(block: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            found[Norm(inputs[0].shape[1], inputs[0].shape[2], False, False, trained)] += 1
+            adds, used = isinstance(inputs[0], Sum), trained and isinstance(block, ResBlock)
+            _, channels, px, _ = inputs[0].shape
+            found[Norm(channels, px, False, False, trained, adds, adds and used)] += 1
 
         def last(block: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             assert isinstance(block, ResBlock)

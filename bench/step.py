@@ -87,7 +87,7 @@ class Ours:
         reseed_dropout(self.config, self.steps, 0)
         loss = self.task.loss(self.trainer.engine, batch, self.metrics)
         self.trainer.backward(loss)
-        self.trainer.step()
+        self.metrics.settle(self.trainer.step())
         self.ema.update(self.steps)
         self.steps += 1
         if due(self.config.log.every, self.steps):

@@ -18,7 +18,13 @@ SMALL = Preset(
     px=32,
     dim=512,
     subsets=64,
-    norms=Counter({Norm(64, 32, True, False, trained=False): 1, Norm(64, 32, True, True, trained=True): 1}),
+    norms=Counter(
+        {
+            Norm(64, 32, True, False, trained=False): 1,
+            Norm(64, 32, True, True, trained=True): 1,
+            Norm(64, 32, False, False, trained=True, adds=True, used=True): 1,
+        }
+    ),
 )
 BATCH = 4
 CONTESTS = list(contests(SMALL, BATCH, ("adagn_silu", "noise_jump", "recon_loss", "subset_mask")))

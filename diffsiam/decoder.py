@@ -12,6 +12,7 @@ from diffsiam.unet import (
     OutputHead,
     UNet,
     UNetConfig,
+    defer_sums,
     middle_blocks,
     output_blocks,
     run_output_blocks,
@@ -37,6 +38,7 @@ class Decoder(nn.Module):
         self.shift_middle_block = middle_blocks(config, dropout, conditioned=True)
         self.shift_output_blocks = output_blocks(config, dropout, conditioned=True)
         self.shift_out = OutputHead(config.widths()[0], 3, config.norm)
+        defer_sums((*self.shift_output_blocks[-1].children(), self.shift_out))
 
     def forward(self, features: Features, z_bar: Tensor) -> Tensor:
         """Features of the frozen encoder and z_bar (B, d) -> G (B, 3, H, W)."""

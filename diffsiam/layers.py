@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.adagn_silu.op import adagn_silu
+from kernels.adagn_silu.op import adagn_silu, add_adagn_silu
 
 M = TypeVar("M", bound=nn.Module)
 Norm = Callable[[int], nn.GroupNorm]  # channels -> their norm
@@ -30,12 +30,42 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(group_count(channels), channels)
 
 
+class Sum(NamedTuple):
+    """x + residual, (B, C, H, W) each, left to the next group norm, which adds them in the pass that takes
+    its statistics (:func:`kernels.adagn_silu.op.add_adagn_silu`).
+    """
+
+    x: Tensor
+    residual: Tensor
+    added: list[Tensor]  # the sum, once it is there
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.x.shape
+
+
+def whole(x: Tensor | Sum) -> Tensor:
+    """The image itself, added here if no group norm has."""
+    if not isinstance(x, Sum):
+        return x
+    if not x.added:
+        x.added.append(x.x + x.residual)
+    return x.added[0]
+
+
 def norm_silu(
-    x: Tensor, norm: Tensor | nn.Module, time: Tensor | None = None, z: Tensor | None = None
+    x: Tensor | Sum, norm: Tensor | nn.Module, time: Tensor | None = None, z: Tensor | None = None
 ) -> Tensor:
-    """SiLU of a group norm and its modulations, in one operation (:mod:`kernels.adagn_silu.op`)."""
+    """SiLU of a group norm and its modulations, in one operation (:mod:`kernels.adagn_silu.op`) that also
+    adds what is still to be added.
+    """
     assert isinstance(norm, nn.GroupNorm)
-    return adagn_silu(x, norm.num_groups, norm.weight, norm.bias, time, z, norm.eps)
+    affine = (norm.num_groups, norm.weight, norm.bias, time, z, norm.eps)
+    if not isinstance(x, Sum) or x.added:
+        return adagn_silu(whole(x), *affine)
+    y, total = add_adagn_silu(x.x, x.residual, *affine)
+    x.added.append(total)
+    return y
 
 
 def zeroed(module: M) -> M:
@@ -97,7 +127,12 @@ class ResBlock(nn.Module):
             (PDAE's shift block).
         additive: time is added before the second norm (DDPM) instead of scaling and shifting after it.
         norm: makes the two group norms.
+
+    Attributes:
+        defers: whether the block returns a :class:`Sum` (:func:`diffsiam.unet.defer_sums`).
     """
+
+    defers = False
 
     def __init__(
         self,
@@ -121,9 +156,9 @@ class ResBlock(nn.Module):
         )
         self.skip_connection = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
 
-    def forward(self, x: Tensor, time: Embedding, z: Embedding | None = None) -> Tensor:
+    def forward(self, x: Tensor | Sum, time: Embedding, z: Embedding | None = None) -> Tensor | Sum:
         """x (B, c_in, H, W), embeddings (B, embedding); returns (B, c_out, H', W')."""
-        h = norm_silu(x, self.in_layers[0])
+        h, x = norm_silu(x, self.in_layers[0]), whole(x)
         if self.resample is not None:
             h, x = _resample(h, self.resample), _resample(x, self.resample)
         h = self.in_layers[2](h)
@@ -134,7 +169,8 @@ class ResBlock(nn.Module):
             h, modulation = h + modulation[:, :, None, None], None
         h = norm_silu(h, self.out_layers[0], modulation, modulation_z)
         h = self.out_layers[3](self.out_layers[2](h))
-        return self.skip_connection(x) + h
+        skip = self.skip_connection(x)
+        return Sum(skip, h, []) if self.defers else skip + h
 
 
 class ConvDown(nn.Module):
@@ -172,8 +208,9 @@ class Stage(nn.Sequential):
     """A sequence whose residual blocks also receive the embeddings."""
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, time: Embedding, z: Embedding | None = None
-    ) -> Tensor:
+        self, x: Tensor | Sum, time: Embedding, z: Embedding | None = None
+    ) -> Tensor | Sum:
+        """The last layer's output: a sum where that is a residual block which defers it."""
         for layer in self:
             x = layer(x, time, z) if isinstance(layer, ResBlock) else layer(x)
         return x

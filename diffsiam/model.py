@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from diffsiam.decoder import Decoder
 from diffsiam.encoder import encode_images
-from diffsiam.sampling import guided, invert, sample, to_uint8
+from diffsiam.sampler import Guide, Sampler
+from diffsiam.sampling import Recipe, to_uint8
 from diffsiam.schedule import Schedule
 from diffsiam.subsets import Subsets
 from diffsiam.unet import UNet
@@ -91,9 +92,9 @@ class Model:
             raise ValueError(f"reconstruction needs more than an encoder; this model has no {lacks}")
         x_0 = self._enter(images)
         own = encode_images(self.encoder, x_0)
-        parts = self.frozen, self.decoder, self.schedule, self.subsets
-        x_T = invert(x_0, guided(*parts, own), self.schedule, moves)
-        return to_uint8(sample(x_T, guided(*parts, own if z is None else z), self.schedule, moves))
+        sampler = Sampler(self.frozen, self.decoder, self.schedule, self.subsets, Recipe(moves, moves))
+        x_T = sampler.invert(x_0, own)
+        return to_uint8(sampler.sample(x_T, Guide(own if z is None else z)))
 
     def _enter(self, images: Images) -> Tensor:
         """uint8 images as the networks take them, (N, 3, px, px) float32."""

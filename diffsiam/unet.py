@@ -8,7 +8,9 @@ same class under other switches of :class:`UNetConfig`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -22,10 +24,12 @@ from diffsiam.layers import (
     Norm,
     ResBlock,
     Stage,
+    Sum,
     group_count,
     group_norm,
     norm_silu,
     timestep_embedding,
+    whole,
     zeroed,
 )
 
@@ -152,7 +156,23 @@ def output_blocks(config: UNetConfig, dropout: float, conditioned: bool = False)
             if level and i == config.blocks:
                 stage.append(config.upsampling(channels, dropout, conditioned))
             blocks.append(Stage(*stage))
+    for finished in blocks:
+        defer_sums(finished.children())
     return blocks
+
+
+def defer_sums(layers: Iterable[nn.Module]) -> None:
+    """Let every residual block leave its sum to the group norm and SiLU with which the next of ``layers``
+    begins.
+
+    That is the case between the blocks of the encoder, between a block and the upsampling behind it, and
+    before the head. Elsewhere the sum has to be there: a concatenation with a skip is normalised as a whole,
+    the norm of attention has no SiLU, a convolution has no norm, and the encoder's last sum goes to two
+    decoders. Attention adds its own sum, as its two halves lie differently in memory.
+    """
+    for layer, follower in pairwise(layers):
+        if isinstance(layer, ResBlock):
+            layer.defers = isinstance(follower, ResBlock | OutputHead)
 
 
 class OutputHead(nn.Sequential):
@@ -161,17 +181,17 @@ class OutputHead(nn.Sequential):
     def __init__(self, channels: int, out_channels: int, norm: Norm = group_norm):
         super().__init__(norm(channels), nn.SiLU(), zeroed(nn.Conv2d(channels, out_channels, 3, padding=1)))
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor | Sum) -> Tensor:  # type: ignore[override]
         norm, _, conv = self
         return conv(norm_silu(x, norm))
 
 
 def run_output_blocks(
-    blocks: nn.ModuleList, h: Tensor, features: Features, z: Embedding | None = None
-) -> Tensor:
+    blocks: nn.ModuleList, h: Tensor | Sum, features: Features, z: Embedding | None = None
+) -> Tensor | Sum:
     """Apply the way up to ``h`` with the frozen encoder's skips."""
     for block, skip in zip(blocks, reversed(features.skips), strict=True):
-        h = block(torch.cat((h, skip), dim=1), features.time, z)
+        h = block(torch.cat((whole(h), skip), dim=1), features.time, z)
     return h
 
 
@@ -196,9 +216,11 @@ class UNet(nn.Module):
                 self.input_blocks.append(Stage(*stage))
             if level + 1 < len(widths):
                 self.input_blocks.append(Stage(config.downsampling(channels, config.dropout)))
+        defer_sums(layer for stage in self.input_blocks for layer in stage.children())
         self.middle_block = middle_blocks(config, config.dropout)
         self.output_blocks = output_blocks(config, config.dropout)
         self.out = OutputHead(widths[0], 6 if config.learn_sigma else 3, config.norm)
+        defer_sums((*self.output_blocks[-1].children(), self.out))
 
     def encode(self, x: Tensor, t: Tensor) -> Features:
         """x (B, 3, H, W) in noised [-1, 1] units and integer times (B,) -> skips of every input block and the
@@ -214,11 +236,12 @@ class UNet(nn.Module):
 
     def encode_embedded(self, x: Tensor, time: Embedding) -> Features:
         """:meth:`encode` with the times' embedding already there."""
-        h, skips = x.to(next(self.time_embed.parameters()).dtype), []
+        h: Tensor | Sum = x.to(next(self.time_embed.parameters()).dtype)
+        outputs = []
         for block in self.input_blocks:
             h = block(h, time)
-            skips.append(h)
-        return Features(skips, time)
+            outputs.append(h)
+        return Features([whole(h) for h in outputs], time)
 
     def decode(self, features: Features) -> Tensor:
         """eps (B, 3, H, W) from the encoder's features; the variance channels of a learn_sigma model are

@@ -33,9 +33,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from diffsiam.weights.files import write_tensors
-from engine import screen
+from engine import faults, screen
 from engine.errors import CheckpointError
-from engine.runlock import is_alive
+from engine.processes import is_alive
 
 FORMAT = 1
 
@@ -108,16 +108,21 @@ def save(
         parent.mkdir(parents=True, exist_ok=True)
         remove_stale(run_dir)  # before the disk is needed
         temporary.mkdir()
+        faults.point("save.begun")
         _write(temporary, step, tensors, state, config_hash)
         _discard(final)  # what is there is damaged, and a rename cannot replace a directory with files in it
+        faults.point("save.complete")
         os.replace(temporary, final)
+        faults.point("save.renamed")
         _sync(parent)
         _sync(parent.parent)  # the first save made its parent too
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint of step {step} was not saved in {parent}: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    faults.point("save.durable")
     _prune(parent, step, keep)
+    faults.point("save.pruned")
     return final
 
 
@@ -158,7 +163,7 @@ def verify(path: Path | str) -> Checkpoint:
         files, step, form = manifest["files"], manifest["step"], manifest["format"]
     except FileNotFoundError:
         raise CheckpointError(f"{path}: {_MANIFEST} is missing") from None
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise CheckpointError(f"{path}: {_MANIFEST} is damaged") from None
     if form != FORMAT:
         raise CheckpointError(f"{path}: written in format {form!r}, this version reads format {FORMAT}")
@@ -193,11 +198,13 @@ def _write(
 ) -> None:
     for stem, named in tensors.items():
         write_tensors(_separate(named), directory / f"{stem}.safetensors")
+        faults.point(f"save.{stem}")
     (directory / _STATE).write_text(json.dumps(state, indent=1))
     files = {}
     for file in sorted(directory.iterdir()):
         _sync(file)
         files[file.name] = {"size": file.stat().st_size, "sha256": _sha256(file)}
+    faults.point("save.synced")
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "step": step,
@@ -207,6 +214,7 @@ def _write(
     }
     manifest["manifest_sha256"] = _digest_of(manifest)
     (directory / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+    faults.point("save.manifest")
     _sync(directory / _MANIFEST)
     _sync(directory)
 
@@ -239,13 +247,24 @@ def _is_saved(path: Path, config_hash: str) -> bool:
 
 
 def _prune(parent: Path, step: int, keep: int) -> None:
-    # Those of later steps are damaged ones that this run fell back from: they must not count as kept.
+    # Those of later steps are damaged ones that this run fell back from: they must not count as kept, and
+    # neither must what a save that was cut off left where a rename is no single moment.
     older = sorted(found for found in _checkpoints(parent) if found[0] <= step)
-    for _, path in older[:-keep]:
+    kept = [found for found in older if _looks_whole(found[1])][-keep:]
+    for _, path in (found for found in older if found not in kept):
         try:
             _discard(path)
         except OSError as error:  # a full quota is no reason to stop training
             screen.warn(f"old checkpoint {path} could not be removed: {error}")
+
+
+def _looks_whole(path: Path) -> bool:
+    """Whether every file is there in its size; what is in them is not read."""
+    try:
+        files = json.loads((path / _MANIFEST).read_bytes())["files"]
+        return all((path / name).stat().st_size == known["size"] for name, known in files.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def _discard(path: Path) -> None:
@@ -253,6 +272,7 @@ def _discard(path: Path) -> None:
     if path.exists():
         doomed = path.with_name(f".tmp_{os.getpid()}_old_{path.name}")
         os.replace(path, doomed)
+        faults.point("save.discarding")
         shutil.rmtree(doomed)
 
 

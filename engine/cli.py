@@ -7,80 +7,22 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
+from engine.command_line import Overrides, group
+from engine.config_commands import register as register_config
 from engine.doctor.commands import register as register_doctor
-from engine.edit.commands import register
-from engine.errors import CheckpointError, DataError, NumericsError, UsageError
-from engine.examples import epilog
+from engine.edit.commands import register as register_edits
+from engine.errors import UsageError
 from engine.history.commands import register as register_runs
+from engine.report.commands import register as register_reports
 
-if TYPE_CHECKING:
-    import numpy as np
-    from PIL import Image
-
-ROWS_OF_ROOMS = 2  # on the sheet, above the rows of single factors
-
-
-class Commands(TyperGroup):
-    """Commands whose help ends with examples, and whose errors are one line on standard error and an exit
-    code of their own.
-    """
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        command = super().get_command(ctx, cmd_name)
-        if command is not None and command.epilog is None:
-            command.epilog = epilog(cmd_name if ctx.parent is None else f"{self.name} {cmd_name}")
-        return command
-
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
-        named = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, command.get_short_help_str(10_000)) for name, command in named])
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except (UsageError, CheckpointError, DataError, NumericsError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise typer.Exit(error.exit_code) from None
-
-
-# Plain text: it is the same in a terminal, a file and a log, and takes half the time.
-app = typer.Typer(
-    cls=Commands,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"max_content_width": 110},
-)
-config_app = typer.Typer(cls=Commands, no_args_is_help=True, help="Look at configs.", rich_markup_mode=None)
+app = group()
+config_app, runs_app = group("Look at configs."), group("List, compare, reproduce, prune runs.")
 app.add_typer(config_app, name="config")
-runs_app = typer.Typer(
-    cls=Commands, no_args_is_help=True, help="List, compare, reproduce, prune runs.", rich_markup_mode=None
-)
 app.add_typer(runs_app, name="runs")
-
-
-def complete_name(incomplete: str) -> list[str]:
-    """Keys of the config that begin so, for the shell."""
-    from engine.config_explain import leaves
-
-    return [key for key in leaves() if key.startswith(incomplete)]
-
-
-def complete_key(incomplete: str) -> list[str]:
-    """The same, ready for a value."""
-    return [f"{key}=" for key in complete_name(incomplete)]
-
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="key=value", help="Keys to override.", autocompletion=complete_key),
-]
 
 
 @app.callback()
@@ -104,6 +46,39 @@ def train(
 
 
 @app.command()
+def plan(
+    config: Annotated[Path, typer.Option(help="JSON file, such as configs/bedroom.json.")],
+    overrides: Overrides = None,
+    gpus: Annotated[int, typer.Option(help="How many.")] = 1,
+    gpu: Annotated[str, typer.Option(help="a100-40, a100-80, h100, h200, ... (a wrong name lists all).")] = (
+        "a100-80"
+    ),
+    assume: Annotated[
+        list[str] | None, typer.Option(help="name=number in place of a printed assumption; repeatable.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Forecast time, memory and communication on GPUs, up to 1,024; needs neither them nor images."""
+    from engine.scaling import assume as assumptions
+    from engine.scaling import gpu_named
+
+    chosen, assumed = gpu_named(gpu), assumptions(assume or [])
+    if gpus < 1:
+        raise UsageError(f"--gpus {gpus}: use 1 or more")
+    from engine.config_file import load
+    from engine.forecast import plan as run
+    from engine.forecast import show
+
+    report = run(load(config, overrides or [], inputs=False), gpus, chosen, assumed)
+    if as_json:
+        import json
+
+        print(json.dumps(report, indent=2))
+    else:
+        show(report)
+
+
+@app.command()
 def rooms(
     px: Annotated[int, typer.Option(help="Side of an image in pixels, 16 to 128.")] = 64,
     out: Annotated[Path, typer.Option(help="Where to write the sheet.")] = Path("rooms.png"),
@@ -112,6 +87,7 @@ def rooms(
     """The factors of the procedural rooms with their measured granularity, and a sheet that shows them."""
     from engine import screen
     from engine.data.rooms import FACTORS, granularity
+    from engine.rooms_sheet import rooms_sheet
     from engine.sheet import save
 
     change = granularity(px, seed=seed)
@@ -268,90 +244,50 @@ def evaluate(
     run(run_dir, Request(parse_names(suite), tuple(data or ()), limit, options), out)
 
 
-register(app)
-register_runs(runs_app)
-register_doctor(app)
-
-
-@config_app.command()
-def show(
-    config: Annotated[Path, typer.Argument(help="JSON file.")],
-    overrides: Overrides = None,
+@app.command()
+def replay(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a training that left a dump.")],
 ) -> None:
-    """Print every effective value: defaults, method, file and overrides together. Needs no images or
-    weights."""
-    from engine.config_file import dump, load
+    """Compute again what was not finite: are the images, the weights or the hardware to blame?"""
+    from engine.replay import replay as run
 
-    print(dump(load(config, overrides or [], inputs=False)), end="")
+    run(run_dir)
 
 
-@config_app.command()
-def explain(
-    key: Annotated[
-        str | None,
-        typer.Argument(
-            help="Such as subsets.choice, or a section; none: all sections.", autocompletion=complete_name
-        ),
+@app.command("verify-resume")
+def verify_resume(
+    config: Annotated[Path, typer.Option(help="JSON file, such as configs/quickstart.json.")],
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(min=2, help="To train.")] = 10,
+    stop: Annotated[int | None, typer.Option(help="Before the stop; half of them by default.")] = None,
+    ranks: Annotated[int, typer.Option(min=1, help="On this machine.")] = 1,
+    folder: Annotated[
+        Path | None, typer.Option(help="For the runs, which are removed; the temporary folder by default.")
     ] = None,
 ) -> None:
-    """Say what a key means, what it may be and what it is by default."""
-    from engine import screen
-    from engine.config_explain import explain as entries
+    """Prove that this config resumes exactly on this machine: straight and resumed, compared to the bit."""
+    from engine.verify import verify_resume as run
 
-    found = entries(key)
-    if len(found) == 1:
-        entry = found[0]
-        rows = [("type", entry.type), ("default", entry.default), ("", entry.description)]
-        screen.block(rows, entry.key)
-        return
-    section, title = (found[1:], f"{key}: {found[0].description}") if key else (found, "")
-    if title:
-        screen.line(title)
-    screen.table(
-        ["key", "type", "default", ""],
-        [[entry.key, entry.type, entry.default, entry.description] for entry in section],
-    )
+    run(config, overrides or [], steps, steps // 2 if stop is None else stop, ranks, folder)
 
 
-def rooms_sheet(px: int, seed: int) -> Image.Image:
-    """Rooms of ``seed``, then one row per factor: the first room with that factor at each of its values.
-
-    The values which that room has itself are framed.
-
-    Raises:
-        UsageError: for a size that cannot be drawn.
-    """
-    import numpy as np
-
-    from engine.data.rooms import FACTORS, LEVELS, Rooms
-    from engine.sheet import sheet
-
-    columns = int(LEVELS.max())
-    drawn = Rooms(px, seed, count=ROWS_OF_ROOMS * columns)
-    images = drawn.images(np.arange(len(drawn))).reshape(ROWS_OF_ROOMS, columns, px, px, 3)
-    first = drawn.factors(np.array([0]))[0]
-    factor_rows = [factor_row(first, index, px, columns) for index in range(len(FACTORS))]
-    names = ["rooms", *[""] * (ROWS_OF_ROOMS - 1), *(factor.name for factor in FACTORS)]
-    own = [(ROWS_OF_ROOMS + index, int(level)) for index, level in enumerate(first)]
-    return sheet(np.concatenate((images, factor_rows)), names, framed=[(0, 0), *own])
-
-
-def factor_row(room: np.ndarray, factor: int, px: int, columns: int) -> np.ndarray:
-    """A room's levels (12,) -> it at every value of one factor, white beyond, uint8 (columns, px, px, 3)."""
-    import numpy as np
-
-    from engine.data.rooms import LEVELS, render
-
-    levels = np.tile(room, (LEVELS[factor], 1))
-    levels[:, factor] = np.arange(LEVELS[factor])
-    row = np.full((columns, px, px, 3), 255, np.uint8)
-    row[: len(levels)] = render(levels, px)
-    return row
+register_edits(app)
+register_reports(app)
+register_runs(runs_app)
+register_doctor(app)
+register_config(config_app)
 
 
 def main() -> None:
     """The ``diffsiam`` command."""
-    app()
+    try:
+        app()
+    except SystemExit as leaving:
+        if "engine.loop" in sys.modules and isinstance(leaving.code, int):  # threads of a training may hang
+            from engine.train import leave
+
+            leave(leaving.code)
+        raise
 
 
 if __name__ == "__main__":

@@ -301,10 +301,30 @@ class RunConfig(Section):
 
     dir: str | None = None
     """Directory of the run; null: runs/NAME, after the config file."""
+    timeout: PositiveFloat = 600.0
+    """Seconds that a step may take, waiting for images and other ranks included, before the run ends with
+    exit code 6 and the stacks of all threads."""
+    timeout_slow: PositiveFloat = 3600.0
+    """The same for what may take long: starting, the first step, drawing, saving."""
+    skips: NonNegative = 10
+    """Updates that may be left out within 100 steps, because a loss or a gradient is not finite, before the
+    run ends with exit code 3 and a dump for `diffsiam replay`."""
+    compare_every: NonNegative = 1000
+    """Steps between comparisons of all ranks' weights, which must be equal to the bit; 0: only before a
+    checkpoint is saved."""
+    stop_code: Literal[0, 75] = 0
+    """Exit code of a run that was asked to stop and saved; 75 tells a supervisor to start it again."""
 
 
 class ReportConfig(Section):
-    """The report written when training ends. Nothing here changes the result."""
+    """The report of the run, report/index.html. Nothing here changes the result."""
+
+    page: bool = True
+    """Write the page, rewrite it about once a minute while the run trains, and when it ends."""
+    explorer: bool = False
+    """When training ends, make the pictures of the page's explorer: pairs of images x subsets x scales, and
+    attributes more and less. Some 13,000 image moves: half a minute for the quickstart; on a CPU up to 32 px
+    only. `diffsiam report RUN --explorer` makes them at any time."""
 
     factors: bool = False
     """Rooms only: the frozen model's attribute-loss profile, the subset-by-factor map, and a counterfactual

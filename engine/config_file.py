@@ -84,7 +84,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), inputs: bool = True) -
         file = json.loads(text, object_pairs_hook=_no_duplicates)
     except json.JSONDecodeError as error:
         raise UsageError(f"{path}:{error.lineno}:{error.colno}: invalid JSON: {error.msg}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: {error}") from None
     if not isinstance(file, dict):
         raise UsageError(f"{path}: a config is a JSON object {{...}}, this is {type(file).__name__}")
@@ -321,11 +321,11 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by dotted key."""
-    named: dict[str, Any] = {}
+    """Nested sections as one level of dotted keys."""
+    found: dict[str, Any] = {}
     for key, value in values.items():
-        named |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return named
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
 
 
 def _matches(key: str, patterns: Iterable[str]) -> bool:

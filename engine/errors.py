@@ -25,3 +25,12 @@ class NumericsError(Exception):
     """Training left the finite numbers (exit code 3)."""
 
     exit_code = 3
+
+
+class RankError(Exception):
+    """A rank is lost, hangs or computes something else than the others (exit code 6)."""
+
+    exit_code = 6
+
+
+FAILURES = (UsageError, NumericsError, CheckpointError, DataError, RankError)

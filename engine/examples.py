@@ -7,6 +7,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "diffsiam train --config configs/quickstart.json",
         "diffsiam train --config configs/quickstart.json seed=1 run.dir=runs/second --dry-run",
     ),
+    "plan": ("diffsiam plan --config configs/bedroom.json --gpus 4 --gpu h100",),
     "rooms": ("diffsiam rooms --px 32 --out rooms.png",),
     "inspect": (
         "diffsiam inspect photos",
@@ -39,6 +40,13 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "diffsiam config explain subsets.choice",
         "diffsiam config explain optimizer",
     ),
+    "replay": ("diffsiam replay runs/bedroom",),
+    "verify-resume": ("diffsiam verify-resume --config configs/quickstart.json --steps 20 --ranks 2",),
+    "report": (
+        "diffsiam report runs/quickstart",
+        "diffsiam report runs/a runs/b --out both.html",
+    ),
+    "explore": ("diffsiam explore runs/quickstart",),
     "doctor": ("diffsiam doctor", "diffsiam doctor --quick --require cuda,triton,dali"),
     "runs list": ("diffsiam runs list", "diffsiam runs list sweeps --json"),
     "runs compare": ("diffsiam runs compare runs/quickstart runs/quickstart_pdae",),

@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from engine import checkpoint, screen
+from engine import checkpoint, faults, screen
 from engine.config import Config
-from engine.config_file import config_hash
 from engine.data.broken import Quarantine
 from engine.data.fetching import fetch
 from engine.data.pipeline import Loader
 from engine.data.source import Source
 from engine.ema import Ema
-from engine.errors import NumericsError
+from engine.hang import HangWatch
+from engine.keeper import Keeper, Stragglers
 from engine.learning_rate import learning_rate
-from engine.metrics import JsonLines, Metrics, Record, Sink, TensorBoard, collapse_warning
+from engine.metrics import JsonLines, Metrics, Record, Sink, Sinks, TensorBoard
 from engine.parallel import Ranks, Trainer
-from engine.preempt import Preemption
-from engine.resume import load_model, restore, snapshot
+from engine.preempt import Interrupted, Preemption
+from engine.report.live import LivePage
+from engine.resume import load_model, restore
 from engine.step import Policy, prepare_trainable
 from engine.tasks import Batch, Task
+from engine.together import reading
 from engine.weights_and_biases import WeightsAndBiases
-
-AFTER_NUMERICS = "the last checkpoint is intact; lower optimizer.lr or set optimizer.grad_clip"
 
 
 def train(
@@ -41,6 +40,8 @@ def train(
     resumed: checkpoint.Checkpoint | None,
     state: dict,
     quarantine: Quarantine | None = None,
+    preemption: Preemption | None = None,
+    hang: HangWatch | None = None,
 ) -> nn.Module | None:
     """Train to ``train.steps`` and return the averaged model, or None if the run was asked to stop before.
 
@@ -48,86 +49,140 @@ def train(
         resumed: where to go on from.
         state: JSON-able facts that every checkpoint carries beside the config.
         quarantine: of the source's broken images; None: none is passed over.
+        preemption, hang: of the run, if it watches already.
 
     Raises:
-        CheckpointError, DataError, NumericsError: see :mod:`engine.errors`.
+        CheckpointError, DataError, NumericsError, RankError: see :mod:`engine.errors`.
     """
     run_dir = Path(config.run.dir or ".")
     start = resumed.step if resumed else 0
+    every = config.log
 
-    # Build what is trained, its optimizer and its average.
-    module = task.build()
-    if resumed:
-        load_model(module, resumed.load("model"), resumed.path)
-    trainer = build_trainer(config, prepare_trainable(module, policy), ranks, policy)
-    ema = Ema(
-        trainer.local_parameters(),
-        trainer.module.named_buffers(),
-        config.train.ema_decay,
-        config.train.ema_warmup,
-    )
-    if resumed:
-        restore(resumed, trainer, ema)
-
-    # Build the data and everything that is written.
-    loader = build_loader(config, source, ranks, task.views, start, quarantine)
-    shown = range(min(config.log.grid_images, len(source)))
-    samples = torch.from_numpy(fetch(source, config.data.px, shown, quarantine=quarantine))
-    metrics, sinks = Metrics(ranks.device), open_sinks(config, run_dir, start) if ranks.is_main else []
-    progress = screen.Progress(config.train.steps, config.train.batch_size, start, task.headline)
-
-    def save(step: int) -> None:
-        tensors = snapshot(trainer, ema)
-        demand_finite(tensors["model"], step)
-        if ranks.is_main:
-            checkpoint.save(run_dir, step, tensors, state, config_hash(config), config.log.keep)
-
-    # Train.
-    step, stopped = start, False
     with ExitStack() as stack:
-        preemption = stack.enter_context(Preemption())
-        stack.enter_context(progress)
-        for close in (loader.close, *(sink.close for sink in sinks)):
-            stack.callback(close)
-        while step < config.train.steps and not stopped:
+        preemption = preemption or stack.enter_context(Preemption())
+        hang = hang or stack.enter_context(watch_for_hangs(config, ranks))
+
+        # Build what is trained, its optimizer and its average.
+        module = task.build()
+        if resumed:
+            load_model(module, resumed.load("model"), resumed.path)
+        trainer = build_trainer(config, prepare_trainable(module, policy), ranks, policy)
+        ema = Ema(
+            trainer.local_parameters(),
+            trainer.module.named_buffers(),
+            config.train.ema_decay,
+            config.train.ema_warmup,
+        )
+        if resumed:
+            restore(resumed, trainer, ema)
+
+        # Build the data and everything that is written.
+        loader = build_loader(config, source, ranks, task.views, start, quarantine)
+        stack.callback(loader.close)
+        shown = range(min(every.grid_images, len(source)))
+        with reading(ranks):
+            samples = torch.from_numpy(fetch(source, config.data.px, shown, quarantine=quarantine))
+        metrics = Metrics(ranks.device)
+        sinks = stack.enter_context(Sinks(open_sinks(config, run_dir, start) if ranks.is_main else []))
+        progress = stack.enter_context(
+            screen.Progress(config.train.steps, config.train.batch_size, start, task.headline)
+        )
+        keeper = Keeper(config, trainer, ema, ranks, state, resumed)
+        stragglers = Stragglers(ranks)
+
+        # Train.
+        step = reported = start
+        while step < config.train.steps:
+            hang.step(step, first=step == start)
+            faults.point("step", step)
+            with progress.waiting(), stragglers.own_time():
+                faults.point("data", step)
+                loader.wait(preemption.requested)
+            if preemption.agreed(ranks.sum_on_host):
+                break
             trainer.set_lr(learning_rate(config, step))
             reseed_dropout(config, step, ranks.rank)
             for _ in range(config.train.accumulation):
-                with progress.waiting():
+                with reading(ranks), progress.waiting():
                     batch = to_device(next(loader), ranks.device)
-                if due(config.log.gradnorm_every, step) and config.parallel.zero != 3:
+                if due(every.gradnorm_every, step) and config.parallel.zero != 3:
                     with unnoticed(trainer.module, ranks.device):
                         for name, norm in task.gradient_norms(trainer.module, batch).items():
                             metrics.add(name, norm)
-                trainer.backward(task.loss(trainer.engine, batch, metrics))
-                trainer.step()
+                loss = faults.spoil("loss", step, task.loss(trainer.engine, batch, metrics))
+                faults.spoil_gradient("gradient", step, trainer.module)
+                trainer.backward(loss)
+                skipped = trainer.step()
+            assert skipped is not None, "the last micro-batch ends the step"
+            faults.spoil_weights("weights", step, trainer.module)
+            metrics.settle(skipped)
+            keeper.skips.note(step, skipped)
             ema.update(step)
             step += 1
             progress.advance(step)
-            stopped = preemption.agreed(ranks.sum_on_host)
 
             done = step == config.train.steps
-            last = done or stopped
             record: Record = {}
-            if due(config.log.every, step) or last:
-                record = metrics.flush(ranks.sum)
-                record |= task.derived(record)
-                watch(record, config, step)
-                record |= progress.report(step, record)
-            if due(config.log.grid_every, step) or (done and config.log.grid_every):
-                average = averaged(task, trainer, ema, ranks.device)
-                if ranks.is_main:
-                    record |= task.draw(average, samples.to(ranks.device), grid_path(run_dir, step))
-            for sink in sinks:
-                sink.write(step, record) if record else None
-            if due(config.log.save_every, step) or last:
-                save(step)
+            if due(every.every, step) or done:
+                record, reported = report(step, metrics, task, keeper, progress, stragglers, ranks), step
+            if due(every.grid_every, step) or (done and every.grid_every):
+                with hang.phase("drawing"):
+                    record |= draw(task, trainer, ema, ranks, samples, grid_path(run_dir, step), preemption)
+            sinks.write(step, record)
+            if due(every.save_every, step) or done:
+                with hang.phase("saving"):
+                    keeper.save(step, last=done)
 
-    # Leave.
-    if stopped:
+        # Leave.
+        if step == config.train.steps:
+            with hang.phase("averaging"):
+                return averaged(task, trainer, ema, ranks.device)
+        if step > reported:
+            sinks.write(step, report(step, metrics, task, keeper, progress, stragglers, ranks))
+        if step == start:
+            screen.line("stopped before the first step; run the same command to go on")
+            return None
+        with hang.phase("saving"):
+            keeper.save(step, last=True)
         screen.line(f"stopped at step {step}, saved; run the same command to go on")
         return None
-    return averaged(task, trainer, ema, ranks.device)
+
+
+def report(
+    step: int,
+    metrics: Metrics,
+    task: Task,
+    keeper: Keeper,
+    progress: screen.Progress,
+    stragglers: Stragglers,
+    ranks: Ranks,
+) -> Record:
+    """Read the metrics, show them, and look whether something is wrong with them (collective)."""
+    record = metrics.flush(ranks.sum)
+    record |= task.derived(record)
+    record |= keeper.look(step, record)
+    stragglers.look()
+    return record | progress.report(step, record)
+
+
+def draw(
+    task: Task,
+    trainer: Trainer,
+    ema: Ema,
+    ranks: Ranks,
+    samples: Tensor,
+    path: Path,
+    preemption: Preemption,
+) -> Record:
+    """The grid of this step, drawn by rank 0 while the others wait; a request to stop breaks it off."""
+    average, record = averaged(task, trainer, ema, ranks.device), Record()
+    if ranks.is_main:
+        with suppress(Interrupted), preemption.interruptible():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            faults.point("draw")
+            record = task.draw(average, samples.to(ranks.device), path)
+    ranks.any(False)
+    return record
 
 
 def build_trainer(config: Config, module: nn.Module, ranks: Ranks, policy: Policy) -> Trainer:
@@ -187,13 +242,21 @@ def build_loader(
 
 
 def open_sinks(config: Config, run_dir: Path, start: int) -> list[Sink]:
-    """metrics.jsonl and, if asked for, TensorBoard events, both rewound to step ``start``, and W&B."""
+    """metrics.jsonl and, if asked for, TensorBoard, both rewound to step ``start``; W&B; the report."""
     sinks: list[Sink] = [JsonLines(run_dir / "metrics.jsonl", start)]
     if config.log.tensorboard:
         sinks.append(TensorBoard(run_dir / "tensorboard", start))
     if config.log.wandb:
         sinks.append(WeightsAndBiases(config.log.wandb, run_dir, config.to_dict()))
+    if config.report.page:
+        sinks.append(LivePage(run_dir))
     return sinks
+
+
+def watch_for_hangs(config: Config, ranks: Ranks) -> HangWatch:
+    """With the limits of the config."""
+    run = config.run
+    return HangWatch(run.timeout, run.timeout_slow, ranks.rank, ranks.peers, run.dir or ".")
 
 
 def due(every: int, step: int) -> bool:
@@ -230,33 +293,6 @@ def averaged(task: Task, trainer: Trainer, ema: Ema, device: torch.device) -> nn
     return module
 
 
-def watch(record: Record, config: Config, step: int) -> None:
-    """Stop on a loss that is no number, warn of a collapse.
-
-    Raises:
-        NumericsError: the checkpoints before this step are intact.
-    """
-    loss, std = record.get("loss"), record.get("feature_std")
-    if isinstance(loss, float) and not math.isfinite(loss):
-        raise NumericsError(f"the loss is {loss} at step {step}; {AFTER_NUMERICS}")
-    if isinstance(std, float) and (warning := collapse_warning(std, config.encoder.dim)):
-        screen.warn(warning)
-
-
-def demand_finite(model: dict[str, Tensor], step: int) -> None:
-    """Refuse to save a model that is lost: a step may leave the finite numbers after its loss was computed.
-
-    Raises:
-        NumericsError: the checkpoints before this step are intact.
-    """
-    finite = torch.stack([tensor.isfinite().all() for tensor in model.values()])
-    if not finite.all():
-        name = next(name for name, good in zip(model, finite.tolist(), strict=True) if not good)
-        raise NumericsError(f"{name} is not finite after step {step}, which is not saved; {AFTER_NUMERICS}")
-
-
 def grid_path(run_dir: Path, step: int) -> Path:
-    """Where the grid of a step goes; creates the folder."""
-    path = run_dir / "grids" / f"step_{step:08d}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
+    """Where the grid of a step goes."""
+    return run_dir / "grids" / f"step_{step:08d}.png"

@@ -2,52 +2,64 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from engine import screen
 from engine.errors import UsageError
 
 Value = float | list[float | None]
 Record = dict[str, Value]
 
-COLLAPSE = 0.1
-
 
 class Metrics:
     """Means of what a step reports, summed on the device in float64 and read by :meth:`flush` in one copy.
 
-    Between two flushes nothing waits for the device, so the host can run ahead of it. On several ranks every
-    rank adds the same names.
+    What is added waits until :meth:`settle` says whether its step counts. Between two flushes nothing waits
+    for the device, so the host can run ahead of it. On several ranks every rank adds the same names.
     """
 
     def __init__(self, device: torch.device | str):
         self.device = torch.device(device)
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, float] = {}
+        self._sums: dict[str, Tensor] = {}  # (2,): of values, of counts
         self._bins: dict[str, Tensor] = {}
+        self._added: list[tuple[str, Tensor, int]] = []
+        self._added_by: list[tuple[str, Tensor, Tensor, int]] = []
 
-    @torch.no_grad()
     def add(self, name: str, value: Tensor, count: int = 1) -> None:
         """Add a mean over ``count`` samples: a 0-d tensor on this device, of any dtype."""
-        if name not in self._sums:
-            self._sums[name] = torch.zeros((), dtype=torch.float64, device=self.device)
-        self._sums[name].add_(value, alpha=count)
-        self._counts[name] = self._counts.get(name, 0) + count  # known to the host: no kernel
+        self._added.append((name, value.detach(), count))
 
-    @torch.no_grad()
     def add_by(self, name: str, bins: Tensor, values: Tensor, n_bins: int) -> None:
         """Add each of ``values`` (B,) to its bin of ``bins`` (B,), int64 in 0..n_bins-1: a mean per bin."""
-        if name not in self._bins:
-            self._bins[name] = torch.zeros(2, n_bins, dtype=torch.float64, device=self.device)
-        values = values.to(torch.float64)
-        self._bins[name].index_add_(1, bins, torch.stack((values, torch.ones_like(values))))
+        self._added_by.append((name, bins, values.detach(), n_bins))
+
+    @torch.no_grad()
+    def settle(self, skipped: Tensor | None = None) -> None:
+        """Count what was added since the last call, or forget it where ``skipped`` (0-d, on this device) is
+        not 0: a step whose update is left out must not spoil the means.
+        """
+        for name, value, count in self._added:
+            if name not in self._sums:
+                self._sums[name] = torch.zeros(2, dtype=torch.float64, device=self.device)
+            term = torch.stack((value.double(), torch.ones_like(value, dtype=torch.float64)))
+            self._sums[name].add_(_unless(skipped, term), alpha=count)
+        for name, bins, values, n_bins in self._added_by:
+            if name not in self._bins:
+                self._bins[name] = torch.zeros(2, n_bins, dtype=torch.float64, device=self.device)
+            values = values.double()
+            terms = torch.stack((values, torch.ones_like(values)))
+            self._bins[name].index_add_(1, bins, _unless(skipped, terms))
+        self._added, self._added_by = [], []
 
     @torch.no_grad()
     def flush(self, reduce: Callable[[Tensor], Tensor] | None = None) -> Record:
@@ -60,17 +72,14 @@ class Metrics:
             name -> mean, weighted by count; for :meth:`add_by` name -> mean of each bin, None where a bin was
             empty. Names that nothing was added to are left out.
         """
+        self.settle()
         names, binned = sorted(self._sums), sorted(self._bins)
         if not names and not binned:
             return {}
-        counts = torch.tensor([self._counts[name] for name in names], dtype=torch.float64)
-        parts = [self._sums[name].reshape(1) for name in names]
-        parts += [counts.to(self.device, non_blocking=True)]
-        parts += [self._bins[name].flatten() for name in binned]
+        parts = [*(self._sums[name] for name in names), *(self._bins[name].flatten() for name in binned)]
         packed = torch.cat(parts)
         numbers = (reduce(packed) if reduce else packed).tolist()
 
-        self._counts = dict.fromkeys(names, 0)
         torch._foreach_zero_([*self._sums.values(), *self._bins.values()])
         return self._unpack(numbers, names, binned)
 
@@ -78,8 +87,8 @@ class Metrics:
         record: Record = {}
         at = 2 * len(names)
         for i, name in enumerate(names):
-            if count := numbers[len(names) + i]:
-                record[name] = numbers[i] / count
+            if count := numbers[2 * i + 1]:
+                record[name] = numbers[2 * i] / count
         for name in binned:
             n = self._bins[name].shape[1]
             sums, counts = numbers[at : at + n], numbers[at + n : at + 2 * n]
@@ -115,12 +124,19 @@ class JsonLines:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             self._rewind(step)
-        self._stream = open(self.path, "a", encoding="utf-8")
+        self._stream = open(self.path, "ab", buffering=0)
 
     def write(self, step: int, record: Mapping[str, Value]) -> None:
+        """Append one line, whole or not at all.
+
+        Raises:
+            OSError: the disk is full, for example; the file is as before.
+        """
         line = {"step": step, **{name: _finite(value) for name, value in record.items()}}
-        self._stream.write(json.dumps(line, allow_nan=False) + "\n")
-        self._stream.flush()
+        text = (json.dumps(line, allow_nan=False) + "\n").encode()
+        if (written := self._stream.write(text)) != len(text):
+            self._stream.truncate(self._stream.tell() - (written or 0))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     def close(self) -> None:
         self._stream.close()
@@ -133,6 +149,32 @@ class JsonLines:
         ):
             new.writelines(line for line in old if _is_up_to(line, step))
         os.replace(temporary, self.path)
+
+
+class Sinks:
+    """All of them; a context manager that closes them. A full disk costs records, not the run."""
+
+    def __init__(self, sinks: Sequence[Sink]):
+        self._sinks, self._failing = sinks, False
+
+    def write(self, step: int, record: Record) -> None:
+        """Keep the values of one step, if there are any."""
+        try:
+            for sink in self._sinks:
+                sink.write(step, record) if record else None
+            self._failing = self._failing and not record
+        except OSError as error:
+            if not self._failing:
+                screen.warn(f"metrics are not written, training goes on: {error}")
+            self._failing = True
+
+    def __enter__(self) -> Sinks:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for sink in self._sinks:
+            with contextlib.suppress(OSError):
+                sink.close()
 
 
 class TensorBoard:
@@ -178,19 +220,9 @@ def feature_std(z: Tensor) -> Tensor:
     return torch.nn.functional.normalize(z.float(), dim=1).std(dim=0).mean()
 
 
-def collapse_warning(std: float, d: int) -> str | None:
-    """What to tell the user when :func:`feature_std` says that features of width ``d`` collapse, else None.
-
-    The limit is a tenth of 1/sqrt(d). Features behind a ReLU have a common mean and lie near 0.6/sqrt(d)
-    without being collapsed; SimSiam's collapse falls to 0 within the first epoch. A tenth is far from both.
-    """
-    spread = std * math.sqrt(d)
-    if spread >= COLLAPSE:
-        return None
-    return (
-        f"the features are collapsing: their spread is {spread:.3f} of that of uniform directions;"
-        f" below {COLLAPSE} all images look alike; check the stop-gradient, the predictor, the learning rate"
-    )
+def _unless(skipped: Tensor | None, terms: Tensor) -> Tensor:
+    """``terms``, or 0 where the step was skipped (a product would leave NaN)."""
+    return terms if skipped is None else torch.where(skipped.bool(), torch.zeros_like(terms), terms)
 
 
 def _finite(value: Value) -> Value | None:

@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from engine.errors import CheckpointError
+from engine.errors import CheckpointError, RankError
+from engine.host_memory import keep_freed_memory
+from engine.numerics import Statistics, not_finite
+from engine.peers import Peer, is_of_ranks, lost, this_process
 from engine.sync_norm import synchronise_batch_norm
 
 # Adam's and SGD's per-parameter state, as torch names it.
@@ -32,6 +38,7 @@ class Ranks:
     world: int
     device: torch.device
     host_group: dist.ProcessGroup | None = None  # gloo, for CPU tensors
+    peers: tuple[Peer, ...] = ()  # the processes of all ranks
 
     @property
     def is_main(self) -> bool:
@@ -49,6 +56,18 @@ class Ranks:
             dist.all_reduce(tensor, group=self.host_group)
         return tensor
 
+    def worst(self, tensor: Tensor) -> Tensor:
+        """The largest value over all ranks, in place."""
+        if self.world > 1:
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return tensor
+
+    def gathered(self, values: list[float]) -> Tensor:
+        """Numbers of every rank on every rank: float64 (world, len(values)), on the host."""
+        table = torch.zeros(self.world, len(values), dtype=torch.float64)
+        table[self.rank] = torch.tensor(values, dtype=torch.float64)
+        return self.sum_on_host(table)
+
     def any(self, here: bool) -> bool:
         """Whether something holds on any rank: the same answer on all (collective)."""
         return bool(self.sum_on_host(torch.tensor([float(here)])).item())
@@ -65,21 +84,39 @@ def ranks_here(world: int) -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", world))
 
 
-def start_ranks() -> Ranks:
-    """Join the process group that the launcher prepared; without a launcher this is the only rank."""
+START_SECONDS = 600.0  # for all ranks to arrive
+
+
+def start_ranks(timeout: float = START_SECONDS) -> Ranks:
+    """Join the process group that the launcher prepared; without a launcher this is the only rank.
+
+    Args:
+        timeout: seconds that a collective may take before it fails.
+
+    Raises:
+        RankError: not all ranks arrived.
+    """
     if "RANK" not in os.environ:
         os.environ.update(
             RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port())
         )
     cuda = torch.cuda.is_available()
     if not cuda:
+        keep_freed_memory()
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
 
     # A shared-memory all-reduce that DeepSpeed compiles at start-up where it finds a compiler: seconds on
     # every new machine, and training does not use it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
+    limit = timedelta(seconds=timeout)
+    try:
+        deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", timeout=limit, verbose=False)
+    except RuntimeError as error:
+        if not is_of_ranks(error):
+            raise
+        said = " ".join(str(error).split())
+        raise RankError(f"not all {os.environ['WORLD_SIZE']} ranks arrived: {said[:200]}") from error
     if not cuda and "OMP_NUM_THREADS" not in os.environ:
         # Each rank would start a thread per core, and they would wait for each other.
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here(dist.get_world_size())))
@@ -88,9 +125,27 @@ def start_ranks() -> Ranks:
         torch.cuda.set_device(device)
     world = dist.get_world_size()
     # On CPU the default group is gloo already.
-    host_group = dist.new_group(backend="gloo") if cuda and world > 1 else None
+    host_group = dist.new_group(backend="gloo", timeout=limit) if cuda and world > 1 else None
     assert not isinstance(host_group, int), "every rank is a member"
-    return Ranks(dist.get_rank(), world, device, host_group)
+    peers: list[Any] = [this_process()] * world
+    if world > 1:
+        dist.all_gather_object(peers, this_process(), group=host_group)
+    return Ranks(dist.get_rank(), world, device, host_group, tuple(peers))
+
+
+@contextmanager
+def naming_the_lost(ranks: Ranks) -> Iterator[None]:
+    """Around everything that talks to other ranks.
+
+    Raises:
+        RankError: one of them is gone or stopped, or did not answer in time.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if ranks.world == 1 or not is_of_ranks(error):
+            raise
+        raise lost(error, ranks.rank, ranks.peers) from error
 
 
 def _free_port() -> int:
@@ -143,7 +198,6 @@ class Trainer:
         import deepspeed
 
         self.kind, self.zero, self.ranks = optimizer, zero, ranks
-        self.steps_done = 0
         module.to(ranks.device)
         if ranks.world > 1:
             module = synchronise_batch_norm(module)
@@ -174,6 +228,15 @@ class Trainer:
             model_parameters=parameters,
             config=settings,
         )
+        if ranks.world == 1:
+            # At stage 0 DeepSpeed copies every gradient to and fro to average it with nobody.
+            self.engine.enable_backward_allreduce = zero > 0
+        # Torch's optimizers take a tensor that makes their kernels change nothing; DeepSpeed wraps them.
+        self._inner = self.optimizer if zero == 0 else self.optimizer.optimizer
+        self._statistics = Statistics(self.module)
+        self._not_finite = torch.zeros((), device=ranks.device)
+        # Now and not at the first step, which may be skipped: torch would take uninitialised memory for it.
+        self._create_optimizer_state()
 
     @property
     def module(self) -> nn.Module:
@@ -185,13 +248,30 @@ class Trainer:
 
     def backward(self, loss: Tensor) -> None:
         """Backward of one micro-batch; DeepSpeed divides by the accumulation and averages over ranks."""
+        self._not_finite += ~loss.detach().isfinite()
         self.engine.backward(loss)
 
-    def step(self) -> None:
-        """Update the parameters if this was the last micro-batch of its step."""
-        boundary = self.engine.is_gradient_accumulation_boundary()
+    def step(self) -> Tensor | None:
+        """Update the parameters if this was the last micro-batch of its step.
+
+        Returns:
+            0-d on the device, not 0 where the update was left out on all ranks since a loss or a gradient of
+            some rank is not finite; nobody has waited for it. None before the last micro-batch.
+        """
+        if not self.engine.is_gradient_accumulation_boundary():
+            self.engine.step()
+            return None
+        skipped, self._not_finite = self._not_finite, torch.zeros_like(self._not_finite)
+        if self.zero == 0:
+            gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+            skipped = skipped + not_finite(gradients)
+        skipped = self.ranks.worst(skipped).clamp(max=1.0)
+        self._inner.found_inf = skipped
         self.engine.step()
-        self.steps_done += boundary
+        if self.zero > 0 and self.optimizer.overflow:  # DeepSpeed read the norm of the gradients itself
+            skipped = torch.ones_like(skipped)
+        self._statistics.settle(skipped)
+        return skipped
 
     def local_parameters(self) -> dict[str, Tensor]:
         """What this rank holds of every parameter: all of it below ZeRO stage 3, its flat partition there."""
@@ -250,14 +330,13 @@ class Trainer:
                 state[f"{name}/{key}"] = value.detach()
         return state
 
-    def load_optimizer(self, state: dict[str, Tensor], steps_done: int) -> None:
-        """Restore what :meth:`full_optimizer` gave after ``steps_done`` steps.
+    def load_optimizer(self, state: dict[str, Tensor], updates: int) -> None:
+        """Restore what :meth:`full_optimizer` gave after so many updates: steps without those left out.
 
         Raises:
             CheckpointError: the state is that of other parameters.
         """
         keys = OPTIMIZER_STATE[self.kind]
-        self._create_optimizer_state(keys, steps_done)
         for name, p in self.module.named_parameters():
             for key in keys:
                 value = state.get(f"{name}/{key}")
@@ -267,7 +346,9 @@ class Trainer:
                         f"optimizer state {name}/{key} is missing or has another shape than {tuple(shape)}"
                     )
                 self._set_optimizer_state(p, key, value.to(self.ranks.device))
-        self.steps_done = steps_done
+        if self.kind == "adam":
+            for held in self._inner.state.values():
+                held["step"].fill_(updates)
 
     def _set_optimizer_state(self, p: nn.Parameter, key: str, value: Tensor) -> None:
         """One parameter's state from its full value."""
@@ -281,22 +362,33 @@ class Trainer:
             # DeepSpeed's setter of full values reads past their end where the ranks do not divide them.
             safe_set_local_optimizer_state(p, self._local(p, value), key)
 
-    def _create_optimizer_state(self, keys: tuple[str, ...], steps_done: int) -> None:
-        """Torch's optimizers create their state at the first step; a resumed one needs it before."""
-        optimizer = self.optimizer if self.zero == 0 else self.optimizer.optimizer
-        if self.zero == 0:
-            held = list(self.module.parameters())
-        elif self.zero < 3:
-            held = self.optimizer.single_partition_of_fp32_groups
-        else:
-            held = self.optimizer.fp32_partitioned_groups_flat
-        for p in held:
-            optimizer.state[p] = {key: torch.zeros_like(p) for key in keys}
+    def _create_optimizer_state(self) -> None:
+        """Zeros, as torch's optimizers take at their first step; a resumed one needs them before."""
+        for p in self._updated():
+            self._inner.state[p] = {key: torch.zeros_like(p) for key in OPTIMIZER_STATE[self.kind]}
             if self.kind == "adam":
-                optimizer.state[p]["step"] = torch.tensor(float(steps_done), device=p.device)
+                self._inner.state[p]["step"] = torch.zeros((), device=p.device)
         if self.zero in (1, 2):
-            # Ties each parameter to its slice of the flat state.
+            # Ties each parameter to its slice of the flat state, once.
             self.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _updated(self) -> list[Tensor]:
+        """The tensors on this rank that torch's optimizer updates: the parameters, or flat float32 copies of
+        this rank's partition of them.
+        """
+        if self.zero == 0:
+            return list(self.module.parameters())
+        if self.zero < 3:
+            return list(self.optimizer.single_partition_of_fp32_groups)
+        return list(self.optimizer.fp32_partitioned_groups_flat)
+
+    def optimizer_bytes(self) -> int:
+        """What the optimizer keeps on this rank after a step: its state and, from ZeRO stage 1, a float32
+        copy of the weights that it updates.
+        """
+        held = self._updated()
+        state = [value for p in held for value in self._inner.state[p].values() if isinstance(value, Tensor)]
+        return sum(tensor.nbytes for tensor in (*state, *(held if self.zero else ())))
 
 
 def _sharded(parameter: nn.Parameter) -> Any:

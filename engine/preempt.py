@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 
 import torch
@@ -18,8 +19,12 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 TOGETHER_SECONDS = 2.0
 
 
+class Interrupted(Exception):
+    """A request to stop that arrived inside :meth:`Preemption.interruptible`."""
+
+
 class Preemption:
-    """Turns SIGINT, SIGTERM and SIGUSR1 into a flag that the loop reads after each step; a context manager.
+    """Turns SIGINT, SIGTERM and SIGUSR1 into a flag that the loop reads before each step; a context manager.
 
     The first signal sets the flag and says so in one line (on rank 0). One more, at least two seconds later,
     ends the process at once with 128 + its number; the checkpoint on disk stays intact. Handlers are those of
@@ -28,11 +33,27 @@ class Preemption:
 
     def __init__(self) -> None:
         self._first: float | None = None
+        self._interrupts = False
         self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
 
     def requested(self) -> bool:
         """Whether this process has been asked to stop."""
         return self._first is not None
+
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Around what loses nothing when it is broken off, such as drawing: a request raises there at once.
+
+        Raises:
+            Interrupted: there was a request, before or during the block.
+        """
+        if self.requested():
+            raise Interrupted
+        self._interrupts = True
+        try:
+            yield
+        finally:
+            self._interrupts = False
 
     def agreed(self, reduce: Callable[[Tensor], Tensor] | None = None) -> bool:
         """Whether any rank has been asked to stop: one answer on all ranks, so that all stop at one step.
@@ -65,6 +86,9 @@ class Preemption:
             _say(
                 f"{signal.Signals(number).name}: stopping after this step, saving; once more to leave at once"
             )
+            if self._interrupts:
+                self._interrupts = False
+                raise Interrupted
         elif now - self._first >= TOGETHER_SECONDS:
             os._exit(128 + number)  # no clean-up that could hang in a collective
 

@@ -57,5 +57,5 @@ def restore(checkpoint: Checkpoint, trainer: Trainer, ema: Ema) -> None:
     """Optimizer and average of a checkpoint; its model was loaded before the optimizer took hold of it
     (collective).
     """
-    trainer.load_optimizer(checkpoint.load("optimizer"), checkpoint.step)
+    trainer.load_optimizer(checkpoint.load("optimizer"), checkpoint.step - checkpoint.state.get("skipped", 0))
     ema.load_state_dict(trainer.local_like_parameters(checkpoint.load("ema")))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from diffsiam.objective import DiffSiam
 from diffsiam.subsets import profile_boundaries
 from diffsiam.unet import UNet
 from diffsiam.weights import Parts
-from engine import checkpoint, screen
+from engine import checkpoint, faults, screen
 from engine.build import build_frozen, build_schedule, build_subsets
 from engine.config import Config
 from engine.config_checks import micro_batch
@@ -26,32 +26,43 @@ from engine.data.pipeline import route
 from engine.data.source import Source
 from engine.data.sources import open_source
 from engine.errors import UsageError
-from engine.loop import train, zero_stage
-from engine.parallel import Ranks, ranks_here, start_ranks
+from engine.hang import HangWatch
+from engine.loop import train, watch_for_hangs, zero_stage
+from engine.parallel import Ranks, naming_the_lost, ranks_here, start_ranks
+from engine.preempt import Interrupted, Preemption
 from engine.published import demand_same_file, read_frozen, record
 from engine.report import rooms
+from engine.report.live import write_page
+from engine.report.started import write_started
 from engine.resume import check_resumable
 from engine.runlock import run_lock
 from engine.step import Policy, choose_policy, prepare_frozen
 from engine.tasks import Pretraining, Representation, Task
+from engine.together import reading
+
+LATER_SECONDS = 60.0
 
 
-def run(config: Config) -> None:
-    """Train what the config describes, from its newest checkpoint if there is one, and report.
+def run(config: Config) -> bool:
+    """Train what the config describes, from its newest checkpoint if there is one, and report. Returns
+    whether it is done; False: it was asked to stop.
 
     The process group stays up for another run in this process; :func:`engine.parallel.stop_ranks` ends it.
 
     Raises:
-        UsageError, DataError, CheckpointError, NumericsError: see :mod:`engine.errors`.
+        UsageError, DataError, CheckpointError, NumericsError, RankError: see :mod:`engine.errors`.
     """
     data = config.data
-    whole = open_source(data.source, data.path, data.px, config.seed, data.count, data.split)
-    source, held_out = split(whole, data.held_out)
-    ranks = start_ranks()
-    micro_batch(config, ranks.world)
-    with ExitStack() as stack:
+    with Preemption() as preemption, ExitStack() as stack:
+        whole = open_source(data.source, data.path, data.px, config.seed, data.count, data.split)
+        source, held_out = split(whole, data.held_out)
+        # A collective fails after the watch has said where this rank is.
+        ranks = start_ranks(max(config.run.timeout, config.run.timeout_slow) + LATER_SECONDS)
+        micro_batch(config, ranks.world)
+        stack.enter_context(naming_the_lost(ranks))
+        hang = stack.enter_context(watch_for_hangs(config, ranks))
         _lock(stack, _run_dir(config), ranks)
-        _train_and_report(config, source, held_out, ranks)
+        return _train_and_report(config, source, held_out, ranks, preemption, hang)
 
 
 def _lock(stack: ExitStack, run_dir: Path, ranks: Ranks) -> None:
@@ -78,7 +89,15 @@ def _latest(run_dir: Path, ranks: Ranks) -> checkpoint.Checkpoint | None:
     return found
 
 
-def _train_and_report(config: Config, source: Source, held_out: Source | None, ranks: Ranks) -> None:
+def _train_and_report(
+    config: Config,
+    source: Source,
+    held_out: Source | None,
+    ranks: Ranks,
+    preemption: Preemption,
+    hang: HangWatch,
+) -> bool:
+    faults.point("start")
     run_dir = _run_dir(config)
     data = source.fingerprint() if ranks.is_main else None  # rank 0 writes checkpoints and warnings
     resumed = _latest(run_dir, ranks)
@@ -99,8 +118,10 @@ def _train_and_report(config: Config, source: Source, held_out: Source | None, r
     boundaries = (
         resumed.state["boundaries"] if resumed else _boundaries(config, frozen, source, ranks, quarantine)
     )
+    with reading(ranks):
+        kept = _pixels(held_out, config) if ranks.is_main and config.task == "diffusion" else None
     task: Task = (
-        Pretraining(config, policy, _pixels(held_out, config) if ranks.is_main else None)
+        Pretraining(config, policy, kept)
         if config.task == "diffusion"
         else Representation(config, policy, frozen, boundaries, parts, start=original)
     )
@@ -112,10 +133,9 @@ def _train_and_report(config: Config, source: Source, held_out: Source | None, r
     }
     if ranks.is_main:
         (run_dir / "config.json").write_text(dump(config))
-        screen.block(
-            _rows(config, source, residence, ranks, policy, resumed, boundaries, parts),
-            "DiffSiam" if frozen is not None else "training",
-        )
+        rows = _rows(config, source, residence, ranks, policy, resumed, boundaries, parts)
+        screen.block(rows, "DiffSiam" if frozen is not None else "training")
+        write_started(run_dir, rows, ranks.world)
         for text in cautions(config):
             screen.warn(text)
         if resumed and resumed.state["data"] != data:
@@ -124,18 +144,57 @@ def _train_and_report(config: Config, source: Source, held_out: Source | None, r
                 "with these, in another order"
             )
         if config.report.factors and frozen is not None:
-            rooms.before(frozen, build_schedule(config).to(ranks.device), config.data.px, run_dir)
+            with suppress(Interrupted), preemption.interruptible():
+                rooms.before(frozen, build_schedule(config).to(ranks.device), config.data.px, run_dir)
 
     if residence.where != "off":
         there = ranks.device if residence.where == "device" else torch.device("cpu")
-        source = resident.load(source, config.data.px, there, config.data.threads, quarantine)
-    average = train(config, task, source, ranks, policy, resumed, state, quarantine)
-    if average is None or not ranks.is_main:
-        return
-    task.export(average, run_dir)
-    if config.report.factors and isinstance(average, DiffSiam):
-        rooms.after(average, run_dir, config)
+        with reading(ranks), suppress(Interrupted), preemption.interruptible():
+            source = resident.load(source, config.data.px, there, config.data.threads, quarantine)
+    if preemption.agreed(ranks.sum_on_host):
+        screen.line("stopped before the first step; run the same command to go on")
+        return False
+    average = train(config, task, source, ranks, policy, resumed, state, quarantine, preemption, hang)
+    if average is None:
+        return False
+    if not ranks.is_main:
+        return True
+    try:
+        with hang.phase("reporting"), preemption.interruptible():
+            faults.point("report")
+            task.export(average, run_dir)
+            if isinstance(average, DiffSiam):
+                _report(average, config, run_dir, source, ranks)
+            if config.report.page and (page := write_page(run_dir)):
+                screen.line(f"open in a browser: {page}")
+    except Interrupted:
+        screen.line("trained and saved, stopped before the report; run the same command for it")
+        return False
     screen.line(f"done: {run_dir}/checkpoints, metrics.jsonl" + (", grids/" if config.log.grid_every else ""))
+    return True
+
+
+def _report(average: DiffSiam, config: Config, run_dir: Path, source: Source, ranks: Ranks) -> None:
+    """What the config asks to be measured and drawn of a trained encoder."""
+    if config.report.factors:
+        rooms.after(average, run_dir, config)
+    if config.report.explorer and average.decoder is not None:
+        _explore(config, run_dir, source, ranks)
+
+
+def _explore(config: Config, run_dir: Path, source: Source, ranks: Ranks) -> None:
+    """The pictures of the report's explorer and, where the images come with labels, the map of them."""
+    from engine.report import labels, lattice
+
+    if not lattice.is_affordable(config.data.px, ranks.device):
+        screen.line(
+            f"report.explorer: at {config.data.px} px it takes a CPU hours; "
+            f"`diffsiam report {run_dir} --explorer` makes it all the same"
+        )
+        return
+    lattice.render(run_dir, config.report.guidance_scale)
+    if labels.come_with(source):
+        labels.measure_labels(run_dir, None)
 
 
 def _pixels(held_out: Source | None, config: Config) -> Tensor | None:
@@ -181,7 +240,8 @@ def _boundaries(
     from diffsiam.evaluation.profile import error_profile
     from kernels.noise_jump.ref import to_unit_range
 
-    first = fetch(source, config.data.px, range(min(PROFILE_IMAGES, len(source))), quarantine=quarantine)
+    with reading(ranks):
+        first = fetch(source, config.data.px, range(min(PROFILE_IMAGES, len(source))), quarantine=quarantine)
     images = torch.from_numpy(first).to(ranks.device)
     times = np.unique(np.linspace(0, config.schedule.steps - 1, PROFILE_TIMES).round().astype(int)).tolist()
     schedule = build_schedule(config).to(ranks.device)

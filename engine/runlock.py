@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UsageError
+from engine.processes import is_alive, start_time
 
 HEARTBEAT_SECONDS = 30.0
 ABANDONED_SECONDS = 600.0
@@ -29,7 +30,7 @@ def run_lock(run_dir: Path | str) -> Iterator[None]:
         UsageError: a live process holds it (names pid and host), or the directory cannot be written.
     """
     lock = Path(run_dir) / "run.lock"
-    mine = {"pid": os.getpid(), "host": socket.gethostname(), "started": _start_time(os.getpid())}
+    mine = {"pid": os.getpid(), "host": socket.gethostname(), "started": start_time(os.getpid())}
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         _acquire(lock, mine)
@@ -53,17 +54,6 @@ def holder(run_dir: Path | str) -> str | None:
     """Who trains in a run directory now, or None."""
     lock = Path(run_dir) / "run.lock"
     return _live_holder(lock) if lock.exists() else None
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process of this host with that pid exists."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it lives and belongs to somebody else
-        return True
-    return True
 
 
 def _acquire(lock: Path, mine: dict[str, Any]) -> None:
@@ -104,7 +94,7 @@ def _live_holder(lock: Path) -> str | None:
     pid, host = record["pid"], record["host"]
     if host == socket.gethostname():
         alive = (
-            is_alive(pid) and _start_time(pid) == record["started"]
+            is_alive(pid) and start_time(pid) == record["started"]
         )  # pids are used again, in containers at once
     else:
         alive = _silence(lock) <= ABANDONED_SECONDS
@@ -132,11 +122,3 @@ def _beat(lock: Path, stop: threading.Event) -> None:
     while not stop.wait(HEARTBEAT_SECONDS):
         with contextlib.suppress(OSError):
             os.utime(lock)
-
-
-def _start_time(pid: int) -> str | None:
-    """Start of a process in clock ticks since boot; None where /proc does not say."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return None

@@ -6,8 +6,12 @@ The same command goes on where it stopped. ``--dry-run`` says what would run and
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import threading
+import time
 from pathlib import Path
+from typing import NoReturn
 
 # The launcher puts this file's folder first on the path, where our module names would hide others.
 _HERE = Path(__file__).resolve().parent
@@ -15,7 +19,9 @@ if Path(sys.path[0]).resolve() == _HERE:
     sys.path[0] = str(_HERE.parent)
 
 from engine import screen  # noqa: E402  (after the path is right)
-from engine.errors import CheckpointError, DataError, NumericsError, UsageError  # noqa: E402
+from engine.errors import FAILURES, RankError, UsageError  # noqa: E402
+
+PATIENCE_SECONDS = 5.0
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -37,10 +43,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def main(arguments: list[str]) -> int:
-    """Run and return the exit code: 0 done or saved on request, 2 usage, 3 numerics, 4 checkpoint, 5 data."""
+    """Run and return the exit code: 0 done, 2 usage, 3 numerics, 4 checkpoint, 5 data, 6 ranks; where the run
+    was asked to stop and saved, ``run.stop_code``.
+    """
     options = parse(arguments)
     screen.quiet_libraries()
     try:
+        demand_directory()
         from engine.config_file import load
 
         config = load(
@@ -54,15 +63,48 @@ def main(arguments: list[str]) -> int:
             from engine.parallel import stop_ranks
             from engine.run import run
 
+            stay = False
             try:
-                run(config)
+                done = run(config)
+            except RankError:
+                stay = True  # leaving a group whose members are gone can take for ever
+                raise
             finally:
-                stop_ranks()
-    except (UsageError, CheckpointError, DataError, NumericsError) as error:
+                if not stay:
+                    stop_ranks()
+            return 0 if done else config.run.stop_code
+    except FAILURES as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     return 0
 
 
+def demand_directory() -> None:
+    """Torch looks where it is when it is imported.
+
+    Raises:
+        UsageError: the working directory was deleted.
+    """
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UsageError("the working directory does not exist any more; change to one that does") from None
+
+
+def leave(code: int) -> NoReturn:
+    """End this process, without waiting for threads that hang on a file system or on other ranks."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    until = time.monotonic() + PATIENCE_SECONDS
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(max(0.0, until - time.monotonic()))
+            if thread.is_alive():
+                os._exit(code)
+    if code == RankError.exit_code:
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

@@ -143,17 +143,21 @@ def _adagn_cases(dtype: str) -> Iterator[Case]:
     images = dict.fromkeys(
         ("x_ptr", "y_ptr", "dy_ptr", "dx_ptr", "time_ptr", "z_ptr", "dtime_ptr", "dz_ptr"), dtype
     )
+    images |= dict.fromkeys(("residual_ptr", "sum_ptr", "dsum_ptr"), dtype)
     partial = ("mean_ptr", "m_2_ptr", "partial_mean_ptr", "partial_m_2_ptr", "rstd_ptr", "s_1_ptr", "s_2_ptr")
     results = ("weight_ptr", "bias_ptr", "dweight_ptr", "dbias_ptr", "mean_1_ptr", "mean_2_ptr")
     pointers = {**images, **dict.fromkeys((*partial, *results), "fp32")}
     both = {"HAS_TIME": True, "HAS_Z": True}
+    whole = {**tile, **both, "WIDTH": width}
     stages = (
-        ("stats", kernel._adagn_stats_kernel, tile, op.WARPS),
+        ("stats", kernel._adagn_stats_kernel, {**tile, "HAS_RESIDUAL": False}, op.WARPS),
+        ("stats_add", kernel._adagn_stats_kernel, {**tile, "HAS_RESIDUAL": True}, op.WARPS),
         ("merge", kernel._adagn_merge_kernel, {**merge, "CHUNK": chunk, "EPS": 1e-5}, merge_warps),
-        ("apply", kernel._adagn_apply_kernel, {**tile, **both, "WIDTH": width}, op.WARPS),
-        ("sums", kernel._adagn_sums_kernel, {**tile, **both, "WIDTH": width}, op.WARPS),
+        ("apply", kernel._adagn_apply_kernel, whole, op.WARPS),
+        ("sums", kernel._adagn_sums_kernel, whole, op.WARPS),
         ("reduce", kernel._adagn_reduce_kernel, {**merge, **both}, merge_warps),
-        ("dx", kernel._adagn_dx_kernel, {**tile, **both, "WIDTH": width}, op.WARPS),
+        ("dx", kernel._adagn_dx_kernel, {**whole, "HAS_DSUM": False}, op.WARPS),
+        ("dx_add", kernel._adagn_dx_kernel, {**whole, "HAS_DSUM": True}, op.WARPS),
     )
     for name, function, constants, warps in stages:
         yield Case(f"adagn_silu_{name}", dtype, function, pointers, constants, warps)

@@ -9,6 +9,8 @@ reference   plain PyTorch everywhere
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 import torch
@@ -20,6 +22,21 @@ BACKENDS = ("auto", "triton", "reference")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _INSTALLED = find_spec("triton") is not None
 _asked = "auto"
+_planned: str | None = None
+
+
+@contextmanager
+def as_on(kind: str | None) -> Iterator[None]:
+    """Choose as on a device of type ``kind`` ("cuda"), whether it is here or not; None: as on the tensors'.
+
+    For tensors without data: operations then have the shapes and keep the memory that they would have there.
+    """
+    global _planned
+    before, _planned = _planned, kind
+    try:
+        yield
+    finally:
+        _planned = before
 
 
 def set_backend(name: str) -> None:
@@ -47,6 +64,8 @@ def chosen(device: torch.device) -> tuple[str, str]:
         return "reference", "kernels.backend=reference"
     if device.type == "meta":
         return "reference", "shapes without data"
+    if _planned == "cuda":
+        return "triton", "Triton kernels, as on CUDA"
     if not _INSTALLED:
         obstacle = "triton is not installed"
     elif device.type == "cuda":
@@ -70,7 +89,8 @@ def use_cpu_path(x: Tensor, suits: bool = True) -> bool:
     Args:
         suits: whether they take the layout of x.
     """
-    return suits and _asked == "auto" and x.device.type == "cpu" and not torch.compiler.is_compiling()
+    on_cpu = (_planned or x.device.type) == "cpu"
+    return suits and _asked == "auto" and on_cpu and not torch.compiler.is_compiling()
 
 
 def use_triton(x: Tensor, suits: bool = True) -> bool:

@@ -5,6 +5,7 @@ from unittest import mock
 
 import pytest
 import torch
+from fault_suite import belongs
 from torch import nn
 
 # Kernels are tested on a GPU, or in Triton's interpreter by a process of their own
@@ -21,10 +22,36 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line("\n".join(lines))
 
 
+def pytest_collection_modifyitems(items):
+    """Mark the tests elsewhere that belong to the suite of faults."""
+    for item in items:
+        if belongs(item.path.name, item.name):
+            item.add_marker(pytest.mark.faults)
+
+
 @pytest.fixture(autouse=True)
 def one_thread_and_one_seed():
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def launcher(tmp_path_factory):
+    """Starts ranks of the toy task within a moment, and ends what a test leaves behind."""
+    from launching import launching
+
+    with launching(tmp_path_factory.mktemp("launcher")) as launcher:
+        yield launcher
+
+
+@pytest.fixture(scope="session")
+def straight(launcher, tmp_path_factory):
+    """The hash of the toy task's end, without a stop."""
+    from engine.verify import state, state_hash
+
+    run = tmp_path_factory.mktemp("straight")
+    launcher.run(run)
+    return state_hash(state(run))
 
 
 @pytest.fixture(scope="session")

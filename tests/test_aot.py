@@ -18,8 +18,10 @@ WIDE_BOTH = (
     "subset_mask",
     "subset_mask_own",
     "recon_loss",
+    "adagn_silu_stats_add",
     "adagn_silu_apply",
     "adagn_silu_dx",
+    "adagn_silu_dx_add",
 )
 
 

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,8 @@ from kernels.adagn_silu import ref
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
 NORM = Norm(32, 8, time=True, z=True, trained=True)
-SMALL = Preset("small", 8, 32, 4, Counter({NORM: 3, Norm(8, 16, False, False, False): 2}))
+ADDING = Norm(16, 8, time=False, z=False, trained=True, adds=True, used=True)
+SMALL = Preset("small", 8, 32, 4, Counter({NORM: 3, Norm(8, 16, False, False, False): 2, ADDING: 1}))
 
 
 def test_the_norms_of_a_preset_are_those_that_its_networks_run(monkeypatch):
@@ -33,16 +35,39 @@ def test_the_norms_of_a_preset_are_those_that_its_networks_run(monkeypatch):
     found = count_norms(architecture, 16, 16)
     seen: Counter = Counter()
 
+    def note(x, weight, time, z, adds):
+        seen[x.shape[1], x.shape[2], time is not None, z is not None, weight.requires_grad, adds] += 1
+
     def spy(x, groups, weight, bias, time=None, z=None, eps=1e-5):
-        seen[x.shape[1], x.shape[2], time is not None, z is not None, weight.requires_grad] += 1
+        note(x, weight, time, z, adds=False)
         return ref.adagn_silu(x, groups, weight, bias, time, z, eps)
 
+    def spy_adding(x, residual, groups, weight, bias, time=None, z=None, eps=1e-5):
+        note(x, weight, time, z, adds=True)
+        return ref.add_adagn_silu(x, residual, groups, weight, bias, time, z, eps)
+
     monkeypatch.setattr(layers, "adagn_silu", spy)
+    monkeypatch.setattr(layers, "add_adagn_silu", spy_adding)
     frozen, decoder = UNet(architecture).requires_grad_(False), Decoder(architecture, 16)
     features = frozen.encode(torch.randn(1, 3, 16, 16), torch.tensor([3]))
     frozen.decode(features)
     decoder(features, torch.randn(1, 16))
-    assert {(n.channels, n.px, n.time, n.z, n.trained): count for n, count in found.items()} == dict(seen)
+    counted: Counter = Counter()
+    for n, count in found.items():
+        counted[n.channels, n.px, n.time, n.z, n.trained, n.adds] += count
+    assert counted == seen
+
+
+def test_norms_that_add_are_those_behind_a_residual_block_and_trained_ones_know_who_else_uses_the_sum():
+    found = count_norms(UNetConfig(8, (1, 2), blocks=1, attention=()), 16, 16)
+    frozen = Norm(8, 16, False, False, trained=False, adds=True)
+    assert {norm: count for norm, count in found.items() if norm.adds} == {
+        frozen: 2,  # downsampling, head
+        replace(frozen, px=8): 1,
+        replace(ADDING, trained=False, used=False): 1,
+        ADDING: 1,  # upsampling, of which the skip is used
+        replace(frozen, trained=True): 1,  # head
+    }
 
 
 def modules_behind(name: str, found: set[str] | None = None) -> set[str]:
@@ -86,7 +111,9 @@ def untimed(monkeypatch):
         bench.kernels, "_time", lambda *_: {"us": 2.0, "p20": 1.0, "p80": 3.0, "how": "graph"}
     )
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    return {c.operation: c for c in contests.contests(SMALL, 2, bench.kernels.OPERATIONS) if c.count != 2}
+    every = contests.contests(SMALL, 2, bench.kernels.OPERATIONS)
+    named = ((c.operation + " adding" * ("adds" in c.title), c) for c in every if c.count != 2)
+    return dict(named)
 
 
 def test_contenders_that_agree_with_float64_are_timed(untimed):

@@ -125,8 +125,9 @@ def test_no_flipped_bit_anywhere_loads_as_something_else(tmp_path, name):
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_refused_with_every_reason(tmp_path):
-    os.remove(write(tmp_path, 1) / "manifest.json")
-    flip(write(tmp_path, 2) / "model.safetensors")
+    older, newer = write(tmp_path, 1), write(tmp_path, 2)
+    os.remove(older / "manifest.json")
+    flip(newer / "model.safetensors")
     with pytest.raises(
         CheckpointError, match=r"model\.safetensors is corrupt.*manifest\.json is missing.*move them away"
     ):

@@ -14,12 +14,13 @@ from PIL import Image
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from engine.cli import app, factor_row
+from engine.cli import app
 from engine.config import Config
 from engine.config_explain import explain, leaves
 from engine.data.rooms import FACTORS, LEVELS, Rooms, render
 from engine.errors import UsageError
 from engine.examples import EXAMPLES
+from engine.rooms_sheet import factor_row
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = str(ROOT / "configs" / "quickstart.json")

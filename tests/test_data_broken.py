@@ -21,7 +21,10 @@ pytest.importorskip("nvidia.dali")
 
 COUNT, SEED = 40, 3
 WHOLE = encoded(picture(0, 60, 80))
-BAD = {4: b"", 11: b"no image", 12: WHOLE[: len(WHOLE) * 2 // 3], 30: encoded(picture(0, 1, 1))}
+CUT = WHOLE[: len(WHOLE) * 2 // 3]
+PNG = encoded(picture(0, 60, 80), "PNG")
+DAMAGED = PNG[: len(PNG) // 2] + b"damage" + PNG[len(PNG) // 2 + 6 :]
+BAD = {4: b"", 11: b"no image", 12: DAMAGED, 30: encoded(picture(0, 1, 1))}
 
 
 def bomb(side: int) -> bytes:
@@ -65,10 +68,12 @@ def indices(source, steps: int = 15, **options) -> list[int]:
         (bomb(9000), "9000 x 9000 pixels are more than 64,000,000"),
         (bomb(20000), "400000000 pixels"),
         (WHOLE[:20], "not an image|truncated|Truncated"),
+        (CUT, "truncated"),
+        (PNG[: len(PNG) * 2 // 3], "truncated"),
     ],
-    ids=["empty", "text", "1x1", "gif", "bomb", "large bomb", "cut in the header"],
+    ids=["empty", "text", "1x1", "gif", "bomb", "large bomb", "cut in the header", "cut JPEG", "cut PNG"],
 )
-def test_a_header_that_shows_a_fault_says_which(contents, why):
+def test_a_header_or_an_end_that_shows_a_fault_says_which(contents, why):
     with pytest.raises(Broken, match=why):
         image_size(array(contents))
 
@@ -78,9 +83,21 @@ def test_an_image_smaller_than_the_cut_of_its_set_is_broken():
         image_size(array(encoded(picture(0, 64, 64))), (57, 25, 128, 128))
 
 
-def test_a_file_cut_off_behind_its_header_is_found_by_decoding():
-    assert image_size(array(BAD[12])) == (60, 80)
-    assert "truncated" in decoding_fault(array(BAD[12]))
+def test_a_file_that_lost_only_its_last_bytes_is_whole():
+    assert image_size(array(WHOLE[:-2])) == (60, 80)
+
+
+def test_damage_in_the_middle_of_a_file_is_found_by_decoding():
+    assert image_size(array(DAMAGED)) == (60, 80)
+    assert "data stream" in decoding_fault(array(DAMAGED))
+
+
+def test_of_a_file_that_is_cut_off_the_decoder_says_nothing(tmp_path, capfd):
+    source = open_source("auto", diffae_lmdb(tmp_path / "set", [WHOLE, CUT]), 16, 0, 0)
+    fetch(source, 16, [0, 1], quarantine=Quarantine(source, 1))
+    lines = capfd.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert "passed over a broken image" in lines[0]
 
 
 def test_in_place_of_a_broken_image_stands_the_next_of_the_same_permutation(source):

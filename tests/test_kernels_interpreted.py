@@ -13,11 +13,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "tests" / "kernels"
-OPERATIONS = ("noise_jump", "subset_mask", "recon_loss", "adagn_silu", "adagn_silu_cpu")
+OPERATIONS = ("noise_jump", "subset_mask", "recon_loss", "adagn_silu", "add_adagn_silu", "adagn_silu_cpu")
 # Files that share a process, which takes seconds to start.
 GROUPS = (
     ("adagn_silu",),
     ("recon_loss", "indexing"),
+    ("add_adagn_silu",),
     ("noise_jump", "subset_mask", "refusals", "adagn_silu_cpu"),
     ("registration",),
     ("training",),

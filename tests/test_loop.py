@@ -15,7 +15,8 @@ from engine import run
 from engine.checkpoint import verify
 from engine.config_file import load
 from engine.errors import NumericsError, UsageError
-from engine.loop import demand_finite, unnoticed
+from engine.loop import unnoticed
+from engine.numerics import demand_finite
 from engine.parallel import Ranks
 from engine.runlock import run_lock
 

@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from engine.metrics import JsonLines, Metrics, TensorBoard, collapse_warning, feature_std
+from engine.collapse import collapse_warning
+from engine.metrics import JsonLines, Metrics, TensorBoard, feature_std
 
 torch.set_num_threads(1)
 

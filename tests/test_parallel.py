@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from diffsiam.schedule import Schedule
+from engine.cost import Networks
+from engine.memory import memory
 from engine.parallel import BUCKET, Trainer, bucket_elements
-from engine.plan import Networks, memory
 
 
 def reduction_buckets(trainer: Trainer) -> int:

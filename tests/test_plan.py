@@ -15,9 +15,12 @@ from diffsiam.weights import save_unet
 from engine.build import build_frozen, build_model, build_schedule, build_subsets
 from engine.config import Config
 from engine.config_file import from_dict
+from engine.cost import FROZEN, Cost, build_networks, measure
 from engine.errors import UsageError
-from engine.plan import FROZEN, Cost, build_networks, flops, measure, memory, show_plan, size_of
+from engine.memory import memory
+from engine.plan import show_plan
 from engine.step import choose_policy
+from engine.words import flops, size_of
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")

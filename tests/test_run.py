@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from engine.data.broken import Quarantine
 from engine.data.sources import Source, open_source
 from engine.errors import UsageError
 from engine.parallel import Ranks
+from engine.preempt import Preemption
 from engine.step import choose_policy
 from engine.tasks import Representation
 
@@ -33,7 +35,8 @@ def built(config: Config, monkeypatch: pytest.MonkeyPatch) -> Representation:
     monkeypatch.setattr(run, "choose_policy", lambda *_: policy)
     monkeypatch.setattr(run, "train", lambda config, task, *_: tasks.append(task))
     source = images_of(config)
-    run._train_and_report(config, source, None, Ranks(0, 1, CPU))
+    with Preemption() as preemption:
+        run._train_and_report(config, source, None, Ranks(0, 1, CPU), preemption, mock.Mock())
     return tasks[0]
 
 

@@ -3,7 +3,7 @@
 Every model is trained and measured in turn, seed by seed, and the claims are decided from what is there. The
 same command goes on where it stopped, on this machine or on another: results (one small file a model and
 seed) are what it looks for, and a training that was cut short goes on from its checkpoint. ``--report`` only
-decides, and writes docs/claims.md with its plots.
+decides, and writes docs/claims.md with its plots. The runs' folder gets claims.json for `diffsiam report`.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ def main(
         raise typer.Exit(error.exit_code) from None
     if results == RESULTS:
         screen.line(f"written: {page.write(Results(results), experiment.names(), config)}")
+    if runs.is_dir():
+        page.write_record(Results(results), runs)
     for what in failed:
         print(f"failed: {what}", file=sys.stderr)
     raise typer.Exit(bool(failed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from bench.claims.decide import Results, Verdict, decide
 from bench.claims.models import CHOICES
 from bench.claims.tasks import SOURCE, TASKS, TRANSFERS
 from engine.data.rooms import FACTORS
+from engine.plain_json import write_json
+from engine.report.reading import CLAIMS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 FACTOR_NAMES = [factor.name.replace("_", " ") for factor in FACTORS]
@@ -60,11 +63,31 @@ def write(results: Results, names: Sequence[str], config: Path, folder: Path = D
     return page
 
 
+def write_record(results: Results, folder: Path) -> Path:
+    """claims.json for ``diffsiam report``: the same verdicts as text."""
+    verdicts = [
+        {
+            "claim": v.claim,
+            "choice": v.choice,
+            "outcome": v.told,
+            "seeds": list(v.seeds),
+            "numbers": {name: _cell(value) for name, value in v.numbers.items()},
+        }
+        for v in decide(results)
+    ]
+    note = "Intervals are 95 %, by a bootstrap over seeds and, within them, tasks."
+    texts = {claim: f"{text} The thesis: {PRINTED[claim]}." for claim, text in THESIS.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / CLAIMS, {"note": note, "texts": texts, "verdicts": verdicts})
+    return folder / CLAIMS
+
+
 def _head(results: Results, names: Sequence[str], config: Path) -> str:
     measured = sum(len(results.by_model.get(name, {})) for name in names)
+    px = json.loads(config.read_text())["data"]["px"]
     return f"""# What is true of the method
 
-The claims of the thesis as numbers, on Rooms at 32 px: {len(FACTORS)} known factors, an oracle that reads
+The claims of the thesis as numbers, on Rooms at {px} px: {len(FACTORS)} known factors, an oracle that reads
 them, a shipped diffusion model. One recipe (`{config.as_posix()}`), one data order, equal steps; models
 differ in the switches of the method only. {measured} results are in; this page is written from them by
 

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from diffsiam.encoder import encode_images
 from diffsiam.evaluation.profile import eval_noise
 from diffsiam.objective import DiffSiam
-from diffsiam.sampling import guided, invert, sample
+from diffsiam.sampler import Guide, Sampler
+from diffsiam.sampling import Recipe
 from kernels.noise_jump.ref import to_unit_range
 
 WINDOW, SIGMA = 11, 1.5
@@ -58,11 +59,9 @@ def reconstructions(
     assert model.decoder is not None, "a model without decoder reconstructs nothing"
     x_0 = to_unit_range(images)
     noise = eval_noise(0, torch.arange(len(images), device=images.device), *x_0.shape[2:])
-    found: dict[str, list[Tensor]] = {"inferred": [], "random": []}
-    for x, drawn in zip(x_0.split(batch_size), noise.split(batch_size), strict=True):
-        z = encode_images(model.encoder, x)
-        predict = guided(model.frozen, model.decoder, model.schedule, model.subsets, z)
-        starts = {"inferred": invert(x, predict, model.schedule, moves), "random": drawn}
-        for name, start in starts.items():
-            found[name].append((sample(start, predict, model.schedule, moves).clamp(-1, 1) + 1) / 2)
-    return {name: torch.cat(parts) for name, parts in found.items()}
+    z = encode_images(model.encoder, x_0, batch_size)
+    sampler = Sampler(
+        model.frozen, model.decoder, model.schedule, model.subsets, Recipe(moves, moves), batch_size
+    )
+    starts = {"inferred": sampler.invert(x_0, z), "random": noise}
+    return {name: (sampler.sample(x_T, Guide(z)) + 1) / 2 for name, x_T in starts.items()}

@@ -38,7 +38,8 @@ def view(images: Tensor, drawn: ViewDraws, steps: Augmentation) -> Tensor:
     """
     if not (steps.colour or steps.blur):
         return mirrored(images, drawn.flip) if steps.flip else images.clone()
-    x = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    # First the type changes, then the layout: both at once takes a CPU several times as long.
+    x = images.to(torch.float32).permute(0, 3, 1, 2).contiguous()
     if steps.flip and drawn.flip.any():
         x = _chosen(drawn.flip, x.flip(3), x)
     if steps.colour:
@@ -46,12 +47,13 @@ def view(images: Tensor, drawn: ViewDraws, steps: Augmentation) -> Tensor:
     if steps.blur and drawn.blur.any():
         taps = gaussian_taps(drawn.sigma, blur_window(x.shape[-1]))
         x = _chosen(drawn.blur, blurred(x, taps), x)
-    return x.round().permute(0, 2, 3, 1).to(torch.uint8, memory_format=torch.contiguous_format)
+    # From int32 a CPU converts in vectors, from float32 one by one.
+    return x.round().permute(0, 2, 3, 1).contiguous().to(torch.int32).to(torch.uint8)
 
 
 def _coloured(x: Tensor, drawn: ViewDraws) -> Tensor:
     if (drawn.brightness != 1).any():
-        x = (x * _each(drawn.brightness, x)).clamp_(max=WHITE)
+        x = x.mul_(_each(drawn.brightness, x)).clamp_(max=WHITE)
     if (drawn.contrast != 1).any():
         x = _mixed(x, _mean_luma(x), _each(drawn.contrast, x))
     if (drawn.saturation != 1).any():
@@ -73,13 +75,13 @@ def hue_turned(x: Tensor, turn: Tensor) -> Tensor:
 
     and cyclically for G and B, with hold = 1 - 6 |turn|.
     """
-    red, green, blue = x[:, 0:1], x[:, 1:2], x[:, 2:3]
-    largest = torch.maximum(torch.maximum(red, green), blue)
-    smallest = torch.minimum(torch.minimum(red, green), blue)
-    width = (largest - smallest) * (1 - 6 * turn.abs())
-    pull = torch.cat((blue - green, red - blue, green - red), dim=1) * turn.sign()
-    pull = pull - torch.minimum(torch.maximum(pull, -width), width)
-    return torch.minimum(torch.maximum(x + pull, smallest), largest)
+    red, green, blue = x.unbind(1)
+    largest = torch.maximum(torch.maximum(red, green), blue)[:, None]
+    smallest = torch.minimum(torch.minimum(red, green), blue)[:, None]
+    width = (largest - smallest).mul_(1 - 6 * turn.abs())
+    pull = torch.stack((blue - green, red - blue, green - red), dim=1).mul_(turn.sign())
+    pull -= pull.clamp(-width, width)
+    return pull.add_(x).clamp_(smallest, largest)
 
 
 def gaussian_taps(sigma: np.ndarray, window: int) -> np.ndarray:
@@ -108,7 +110,8 @@ def blurred(x: Tensor, taps: np.ndarray) -> Tensor:
 
 
 def _mixed(x: Tensor, other: Tensor, share: Tensor) -> Tensor:
-    return (x * share).add_(other * (1 - share)).clamp_(0, WHITE)
+    """Into ``x``: what a thread touches less often stays in its cache."""
+    return x.mul_(share).add_(other.mul_(1 - share)).clamp_(0, WHITE)
 
 
 def _chosen(flags: np.ndarray, there: Tensor, elsewhere: Tensor) -> Tensor:
@@ -118,7 +121,7 @@ def _chosen(flags: np.ndarray, there: Tensor, elsewhere: Tensor) -> Tensor:
 
 def _luma(x: Tensor) -> Tensor:
     red, green, blue = LUMA
-    return x[:, 0:1] * red + x[:, 1:2] * green + x[:, 2:3] * blue
+    return (x[:, 0:1] * red).add_(x[:, 1:2] * green).add_(x[:, 2:3] * blue)
 
 
 def _mean_luma(x: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from engine.errors import DataError
 SMALLEST_PX, LARGEST_PIXELS = 8, 64_000_000
 SHARE, MOST = 0.001, 1000  # of a set that may be broken
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+LAST = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}  # what whole files hold behind their pixels
 PILLOW_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 ORIENTATION_TAG = 0x0112
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
@@ -43,15 +44,17 @@ def image_size(contents: np.ndarray, region: Region | None = None) -> tuple[int,
     """(height, width) of an encoded image as displayed, from its header; that of ``region`` where one is cut.
 
     Raises:
-        Broken: the header already shows that it cannot be used.
+        Broken: its header or its end already shows that it cannot be used.
     """
     if not contents.size:
         raise Broken("it is empty")
+    data = contents.tobytes()
     try:
-        with Image.open(io.BytesIO(contents.data)) as image:
+        with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
-            if image.format not in FORMATS:
-                raise Broken(f"{image.format} is not supported, convert it to JPEG or PNG")
+            kind = str(image.format)
+            if kind not in FORMATS:
+                raise Broken(f"{kind} is not supported, convert it to JPEG or PNG")
             # Without the first condition Pillow decodes a whole PNG to look behind its pixels.
             sideways = "exif" in image.info and image.getexif().get(ORIENTATION_TAG) in SIDEWAYS
     except PILLOW_ERRORS as error:
@@ -64,17 +67,31 @@ def image_size(contents: np.ndarray, region: Region | None = None) -> tuple[int,
     height, width = (width, height) if sideways else (height, width)
     if height < least_height or width < least_width:
         raise Broken(f"{width} x {height} pixels are less than {least_width} x {least_height}")
+    if data.rfind(LAST.get(kind, b""), len(data) // 2) < 0:
+        _decode(data)  # cut off, unless it only lost its last bytes
     return region[2:] if region else (height, width)
+
+
+def _decode(data: bytes) -> str:
+    """The format of a file that Pillow can decode.
+
+    Raises:
+        Broken: it cannot.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            return str(image.format)
+    except PILLOW_ERRORS as error:
+        raise Broken(_words(error)) from error
 
 
 def decoding_fault(contents: np.ndarray) -> str:
     """What is wrong with a file that DALI cannot decode."""
     try:
-        with Image.open(io.BytesIO(contents.data)) as image:
-            image.load()
-            return f"this kind of {image.format} is not supported, convert it to JPEG or PNG"
-    except PILLOW_ERRORS as error:
-        return _words(error)
+        return f"this kind of {_decode(contents.tobytes())} is not supported, convert it to JPEG or PNG"
+    except Broken as fault:
+        return str(fault)
 
 
 def _words(error: Exception) -> str:
@@ -100,7 +117,10 @@ class Quarantine:
         self._lock = threading.Lock()
         if path is not None and path.is_file():
             for line in path.read_text().splitlines():
-                met = json.loads(line)
+                try:
+                    met = json.loads(line)
+                except ValueError:  # cut off with the process that wrote it
+                    continue
                 if met["index"] < len(source) and source.item(met["index"]) == met["item"]:
                     self.faults[met["index"]] = met["reason"]
 

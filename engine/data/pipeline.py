@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from threading import Thread
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from engine.data import augment as pixels
+from engine.data.ahead import Ahead, Augment
 from engine.data.broken import Quarantine
 from engine.data.draws import VIEW_STREAMS, ViewDraws, augmentation, flips, view_draws
 from engine.data.feeds import Reader
 from engine.data.resident import DeviceStream, ResidentSource
 from engine.data.share import Share
 from engine.data.source import Source
-from engine.data.stream import DirectStream, ImageStream, Stream, device_of, one_thread, passes_directly
+from engine.data.stream import DirectStream, ImageStream, Stream, device_of, passes_directly
 from engine.errors import UsageError
 
+POLL_SECONDS, CLOSE_SECONDS = 0.2, 10.0
 DEPTH = 2  # micro-batches that are decoded ahead
-CHUNK_PIXELS = 128 * 128  # that a CPU thread augments at a time, so that they stay in its cache
 
 
 class Loader:
@@ -88,59 +87,52 @@ class Loader:
         recipe = augmentation(augment, px)
         self.reader = Reader(source, px, seed, recipe if views else None, flip, quarantine)
         self.wait_seconds = 0.0  # host time spent in __next__ so far
-        self._device, self._depth, self._threads = device_of(device_id), depth, threads
+        self._device = device_of(device_id)
         share = Share(batch_size, rank, world, micro_batch, accumulation, start_step * accumulation)
         self._images = _open_stream(self.reader, share, threads, device_id, depth, workers)
-        self._augmenters = ThreadPoolExecutor(threads, "augment", initializer=one_thread)
-        self._maker = ThreadPoolExecutor(1, "batches", initializer=one_thread)
-        self._made: deque[Future[dict[str, Tensor]]] = deque()
+        self._ahead = None
+        if self._device.type == "cpu":
+            made = ["x_0", *(VIEW_STREAMS if views else ())]
+            # Half of the threads: Python lets few of them call torch's small operations at once, and the
+            # other half decodes and resizes.
+            self._ahead = Ahead(self._decoded, made, max(1, threads // 2), depth)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         return self
 
     def __next__(self) -> dict[str, Tensor]:
         started = time.perf_counter()
-        batch = self._make() if self._device.type == "cuda" else self._made_ahead()
+        batch = self._on_device() if self._ahead is None else next(self._ahead)
         self.wait_seconds += time.perf_counter() - started
         return batch
 
+    def wait(self, given_up: Callable[[], bool]) -> None:
+        """Wait until the next batch is there, or until ``given_up()``, which is asked five times a second."""
+        while self._ahead is not None and not self._ahead.is_ready(POLL_SECONDS) and not given_up():
+            pass
+
     def close(self) -> None:
-        """Stop reading ahead and free the graph; the loader gives nothing afterwards."""
-        self._maker.shutdown(cancel_futures=True)
-        self._augmenters.shutdown(cancel_futures=True)
+        """Stop reading ahead and free the graph; the loader gives nothing afterwards.
+
+        Whoever leaves does not wait for a file system that is gone.
+        """
+        closing = Thread(target=self._close, name="closing", daemon=True)
+        closing.start()
+        closing.join(CLOSE_SECONDS)
+
+    def _close(self) -> None:
+        if self._ahead is not None:
+            self._ahead.close()
         self._images.close()
 
-    def _made_ahead(self) -> dict[str, Tensor]:
-        """The next batch of a CPU, which threads decode and augment while the step runs."""
-        while len(self._made) <= self._depth:
-            self._made.append(self._maker.submit(self._make))
-        return self._made.popleft().result()
-
-    def _make(self) -> dict[str, Tensor]:
+    def _decoded(self) -> tuple[dict[str, Tensor], Augment]:
         batch = self._images.run()
-        drawn = _Drawn(self.reader, batch["position"].numpy())
-        if self._device.type == "cpu":
-            self._augment_in_chunks(batch, drawn)
-            return batch
-        drawn.apply(batch, slice(None))
+        return batch, _Drawn(self.reader, batch["position"].numpy()).augmented
+
+    def _on_device(self) -> dict[str, Tensor]:
+        batch, augment = self._decoded()
+        batch |= augment(batch, slice(None))
         return {name: tensor.to(self._device, non_blocking=True) for name, tensor in batch.items()}
-
-    def _augment_in_chunks(self, batch: dict[str, Tensor], drawn: _Drawn) -> None:
-        """As :meth:`_Drawn.apply` of the whole batch."""
-        count, px = len(batch["position"]), self.reader.px
-        size = max(1, CHUNK_PIXELS // px**2)
-        chunks = [slice(start, start + size) for start in range(0, count, size)]
-        made = {name: torch.empty_like(batch["x_0"]) for name in drawn.made}
-
-        def every(first: int) -> None:
-            for chunk in chunks[first :: self._threads]:
-                part = {name: tensor[chunk] for name, tensor in batch.items()}
-                drawn.apply(part, chunk)
-                for name, images in made.items():
-                    images[chunk] = part[name]
-
-        list(self._augmenters.map(every, range(self._threads)))
-        batch |= made
 
 
 class _Drawn:
@@ -155,19 +147,14 @@ class _Drawn:
                 name: view_draws(reader.seed, positions, stream) for name, stream in VIEW_STREAMS.items()
             }
 
-    @property
-    def made(self) -> list[str]:
-        """Names of the images that :meth:`apply` makes anew."""
-        return [*self._views, *(["x_0"] if self._flips is not None else [])]
-
-    def apply(self, batch: dict[str, Tensor], rows: slice) -> None:
-        """Mirror x_0 and make the views of ``batch``, which holds those rows of the drawn batch, in place."""
+    def augmented(self, batch: dict[str, Tensor], rows: slice) -> dict[str, Tensor]:
+        """x_0 mirrored and the views; ``batch`` holds those rows of the drawn batch."""
         square = batch["x_0"]
+        made = {"x_0": square if self._flips is None else pixels.mirrored(square, self._flips[rows])}
         for name, drawn in self._views.items():
             assert self._recipe is not None, "there are views only under a recipe"
-            batch[name] = pixels.view(batch.get(name, square), drawn.rows(rows), self._recipe)
-        if self._flips is not None:
-            batch["x_0"] = pixels.mirrored(square, self._flips[rows])
+            made[name] = pixels.view(batch.get(name, square), drawn.rows(rows), self._recipe)
+        return made
 
 
 def _open_stream(

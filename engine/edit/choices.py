@@ -8,6 +8,7 @@ from fractions import Fraction
 
 from diffsiam.counterfactual import Choice, of_subsets, random_dims
 from diffsiam.subsets import Subsets
+from engine.edit.units import units_of
 from engine.errors import UsageError
 
 FFHQ = "0-2,0-4,0-6,6-10,16-24,24-32,32-64"  # thesis Fig. 4.1
@@ -20,9 +21,7 @@ def default_subsets(n: int) -> str:
     """The thesis' ranges for its 64 subsets; else each by itself, or eight ranges of equal length."""
     if n == 64:
         return FFHQ
-    rows = min(n, MOST_ROWS)
-    ends = [n * i // rows for i in range(rows + 1)]
-    return ",".join(f"{a}-{b}" for a, b in zip(ends[:-1], ends[1:], strict=True))
+    return ",".join(units_of(n, MOST_ROWS))
 
 
 def read_choices(
@@ -31,13 +30,13 @@ def read_choices(
     """S for every range "a-b", half-open and counted from 0 as in the thesis' figures; "all", "none".
 
     Args:
-        asked: ranges separated by commas.
+        asked: ranges separated by commas; "0-2+5-6" is one S, of both.
         controls: add none, all, and to each range as many random dimensions, and the range with x_T fixed.
 
     Raises:
         UsageError: a range that is none.
     """
-    ranges = [_range(part.strip(), subsets.n) for part in asked.split(",")]
+    ranges = [_union(part.strip(), subsets.n) for part in asked.split(",")]
     chosen = [of_subsets(name, subsets, inside, moves_x_T) for name, inside in ranges]
     if not controls:
         return chosen
@@ -60,6 +59,11 @@ def read_choices(
         ),
         *(Choice(f"{c.name}, x_T fixed", c.dims, False) for c in plain if moves_x_T),
     ]
+
+
+def _union(text: str, n: int) -> tuple[str, list[int]]:
+    found = [_range(part.strip(), n) for part in text.split("+")]
+    return "+".join(name for name, _ in found), sorted({i for _, inside in found for i in inside})
 
 
 def _range(text: str, n: int) -> tuple[str, list[int]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffsiam.manipulation import Classifier, Unit, fit_classifier, in_thesis_units, manipulate
 from diffsiam.probmask import EXACT, PUBLISHED
-from diffsiam.sampling import Recipe, to_uint8
+from diffsiam.sampling import Recipe
 from engine import screen
 from engine.data.fetching import fetch
 from engine.data.sources import Source
@@ -21,7 +21,7 @@ from engine.edit.attributes import Labels, read_labels
 from engine.edit.choices import read_scales, scale_names, slug
 from engine.edit.opening import Opened, Precision, open_all, training_images
 from engine.edit.output import Output
-from engine.edit.pictures import Pictures, labelled_images, pictures
+from engine.edit.pictures import Pictures, labelled_images, pictures, pixels
 from engine.errors import UsageError
 from engine.sheet import sheet
 
@@ -84,7 +84,8 @@ def manipulation(asked: Asked) -> Path:
     _say(models, asked, shown, labels)
     edits, learned = [], []
     for model in models:
-        classifiers = _classifiers(model, asked, source, labels)
+        z = features(model, source, labels.indices)
+        classifiers = learn(model, z, labels, asked.dims, asked.published, asked.seed)
         learned.append(_record(model, classifiers, labels.names, scales, asked))
         total = len(shown) * (len(labels.names) * sum(s != 0 for s in scales) + (0 in scales))
         cost = model.sampler(asked.recipe, asked.batch).cost(len(shown), total)
@@ -92,9 +93,7 @@ def manipulation(asked: Asked) -> Path:
             sampler = model.sampler(asked.recipe, asked.batch, tell)
             images = model.invert(shown.images, sampler, asked.seed)
             found = manipulate(sampler, images, classifiers, scales, asked.unit)
-        edits.append(
-            to_uint8(found.flatten(0, 2)).view(*found.shape[:3], *shown.images.shape[1:]).cpu().numpy()
-        )
+        edits.append(pixels(found))
         for i, c, k in np.ndindex(edits[-1].shape[:3]):
             what = {"model": model.name, "attribute": labels.names[c], "scale": scales[k]}
             name = slug(model.name, f"image{i}", labels.names[c], f"{scales[k]:+g}")
@@ -102,7 +101,7 @@ def manipulation(asked: Asked) -> Path:
     figure = manipulation_sheet(
         shown.images.numpy(),
         edits,
-        [f"{model.name}, d' = {_told(asked.dims, model)}" for model in models],
+        [title(model, asked.dims) for model in models],
         labels.names,
         scales,
         scale_names(asked.scales),
@@ -166,13 +165,19 @@ def features(model: Opened, source: Source, indices: np.ndarray) -> Tensor:
     return torch.cat(found)
 
 
-def _classifiers(model: Opened, asked: Asked, source: Source, labels: Labels) -> list[Classifier]:
-    z, kept = features(model, source, labels.indices), _kept(asked.dims, model)
-    recipe = PUBLISHED if asked.published else EXACT
+def learn(
+    model: Opened, z: Tensor, labels: Labels, dims: str, published: bool = False, seed: int = 0
+) -> list[Classifier]:
+    """A classifier of every attribute from the features z (N, d) of the labelled images.
+
+    Raises:
+        UsageError: an attribute is true of all or none of them, or ``dims`` cannot be.
+    """
+    kept, recipe = _kept(dims, model), PUBLISHED if published else EXACT
     found = []
     for name, y in zip(labels.names, torch.from_numpy(labels.values.T.copy()), strict=True):
         try:
-            found.append(fit_classifier(z, y.to(z.device), kept, recipe, asked.seed))
+            found.append(fit_classifier(z, y.to(z.device), kept, recipe, seed))
         except ValueError as error:
             raise UsageError(f"--attribute {name}: {error}") from error
         if found[-1].kept == 0:
@@ -189,9 +194,10 @@ def _kept(dims: str, model: Opened) -> int | None:
     return int(dims)
 
 
-def _told(dims: str, model: Opened) -> str:
+def title(model: Opened, dims: str) -> str:
+    """What stands above a model's columns of the sheet."""
     d = model.model.subsets.ends[-1]
-    return f"{d} (all)" if dims == "all" else f"{dims} of {d}"
+    return f"{model.name}, d' = {f'{d} (all)' if dims == 'all' else f'{dims} of {d}'}"
 
 
 def _record(

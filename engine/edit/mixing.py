@@ -12,12 +12,12 @@ from torch import Tensor
 
 from diffsiam.counterfactual import Choice, counterfactual_jobs, counterfactuals, interpolate
 from diffsiam.sampler import Sampler
-from diffsiam.sampling import Recipe, to_uint8
+from diffsiam.sampling import Recipe
 from engine import screen
 from engine.edit.choices import default_subsets, demand_within, read_choices, read_scales, scale_names, slug
 from engine.edit.opening import Opened, Precision, open_all
 from engine.edit.output import Output
-from engine.edit.pictures import Pictures, pairs_of, pictures
+from engine.edit.pictures import Pictures, pairs_of, pictures, pixels
 from engine.sheet import sheet
 
 
@@ -205,8 +205,7 @@ def _run(model: Opened, asked: Asked, shown: Pictures, count: int, make: Any) ->
     with screen.counting(total, f"{model.name}: image moves") as tell:
         sampler: Sampler = model.sampler(asked.recipe, asked.batch, tell)
         found: Tensor = make(sampler, model.invert(shown.images, sampler, asked.seed))
-    flat = to_uint8(found.flatten(0, -4))
-    return flat.view(*found.shape[:-3], *flat.shape[1:]).cpu().numpy(), asdict(sampler.passes)
+    return pixels(found), asdict(sampler.passes)
 
 
 def _output(

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffsiam.sampling import to_uint8
 from engine.data.fetching import fetch
 from engine.data.sources import FolderSource, Source
 from engine.edit.opening import Trained, training_images
@@ -57,7 +58,7 @@ def pictures(opened: Trained, asked: Sequence[str], data: Path | None, count: in
     indices = [int(name) for name in asked]
     source = training_images(opened, data, least=1 + max(indices, default=0))
     if not indices:
-        indices = _first(opened, data, count)
+        indices = unseen(opened, data, count)
         source = training_images(opened, data, least=1 + indices[-1])
     if max(indices) >= len(source):
         raise UsageError(f"--image {max(indices)}: there are {len(source)} images, from 0 on")
@@ -76,13 +77,20 @@ def pairs_of(pictures: Pictures) -> list[tuple[int, int]]:
     return [(i, i + 1) for i in range(0, len(pictures), 2)]
 
 
+def pixels(images: Tensor) -> np.ndarray:
+    """Images (..., 3, px, px) in [-1, 1] -> (..., px, px, 3) uint8."""
+    flat = to_uint8(images.flatten(0, -4))
+    return flat.view(*images.shape[:-3], *flat.shape[1:]).cpu().numpy()
+
+
 def labelled_images(source: Source, samples: int) -> np.ndarray:
     """Indices of at most ``samples`` images (0: all), spread evenly over the source."""
     count = len(source) if samples == 0 else min(samples, len(source))
     return np.arange(count, dtype=np.int64) * len(source) // count
 
 
-def _first(opened: Trained, data: Path | None, count: int) -> list[int]:
+def unseen(opened: Trained, data: Path | None, count: int) -> list[int]:
+    """Numbers of the first ``count`` images that training never saw or, of a folder, of the first ones."""
     trained = opened.images
     rooms = data is None and trained is not None and trained.data.source == "rooms"
     start = trained.data.count if rooms and trained is not None else 0

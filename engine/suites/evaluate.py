@@ -22,7 +22,8 @@ from engine.suites.factors import disentanglement_suite
 from engine.suites.features import Features
 from engine.suites.labelled import Labelled, folder_set, rooms_sets
 from engine.suites.suites import Options
-from engine.suites.vision import NAMES, vision_set
+from engine.suites.tables import NAMES
+from engine.suites.vision import vision_set
 from engine.trained import Trained, open_run
 
 CLASSIFYING: dict[str, Callable[[Features, Labelled, Options], dict[str, Any]]] = {

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.suites.vision import NAMES
-
 THESIS = Path(__file__).resolve().parents[1] / "assets" / "thesis_tables.csv"
+NAMES = ("CIFAR10", "Aircraft", "Caltech", "Cars", "CIFAR100", "DTD", "Flowers", "Food", "Pets", "SUN")
 METHODS = ("SimSiam", "DiffSiam (Seq.)", "DiffSiam (Hier.)")
 SCALE = (
     "Thesis: ResNet-10, d = 512, learned on CIFAR-10 in 400,000 iterations of 128. This run: {encoder}, "

@@ -33,11 +33,10 @@ OFFICIAL: dict[str, tuple[str, Sequence[dict[str, Any] | None], str]] = {
     "Pets": ("OxfordIIITPet", ({"split": "trainval"}, None, {"split": "test"}), "mean"),
 }
 DRAWN = {"Caltech": ("Caltech101", 30, None, "mean"), "SUN": ("SUN397", 50, 50, "top")}
-NAMES = ("CIFAR10", "Aircraft", "Caltech", "Cars", "CIFAR100", "DTD", "Flowers", "Food", "Pets", "SUN")
 
 
 def vision_set(name: str, root: Path, px: int, limit: int | None = None) -> Labelled:
-    """A data set of NAMES at ``root``.
+    """One of :data:`engine.suites.tables.NAMES` at ``root``.
 
     Raises:
         UsageError: torchvision is missing, or its files are not there.

@@ -10,7 +10,6 @@ channel:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -58,7 +57,11 @@ class _NormSiLU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor, shift: Tensor, groups: int, eps: float) -> Tensor:
-        y, mean, rstd = _in_parts(_forward, groups, eps, x, gain, shift)
+        y = torch.empty_like(x, memory_format=torch.channels_last)
+        mean, rstd = torch.empty_like(gain), torch.empty_like(gain)
+        rows = (_pixels(x), gain, shift, _pixels(y), mean, rstd)
+        for piece in _pieces(x):
+            _forward(groups, eps, *(t[piece] for t in rows))
         ctx.save_for_backward(x, gain, shift, mean, rstd)
         ctx.groups = groups
         return y
@@ -66,59 +69,69 @@ class _NormSiLU(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        gradients = _in_parts(_backward, ctx.groups, None, grad, *ctx.saved_tensors)
-        return (*gradients, None, None)
+        x, *vectors = ctx.saved_tensors
+        d_x = torch.empty_like(x, memory_format=torch.channels_last)
+        d_gain, d_shift = torch.empty_like(vectors[0]), torch.empty_like(vectors[0])
+        rows = (_pixels(grad), _pixels(x), *vectors, _pixels(d_x), d_gain, d_shift)
+        for piece in _pieces(x):
+            _backward(ctx.groups, *(t[piece] for t in rows))
+        return d_x, d_gain, d_shift, None, None
 
 
-def _in_parts(
-    function: Callable[..., tuple[Tensor, ...]], groups: int, eps: float | None, *tensors: Tensor
-) -> tuple[Tensor, ...]:
-    """``function`` of the batch, taken in pieces that stay in the cache."""
-    size = max(1, CACHED // tensors[0][0].numel())
-    if size >= len(tensors[0]):
-        return function(*tensors, groups, eps)
-    pieces = zip(*(tensor.split(size) for tensor in tensors), strict=True)
-    done = [function(*piece, groups, eps) for piece in pieces]
-    return tuple(torch.cat(results) for results in zip(*done, strict=True))
+def _pieces(x: Tensor) -> list[slice]:
+    """The batch in pieces that stay in the cache."""
+    size = max(1, CACHED // x[0].numel())
+    return [slice(start, start + size) for start in range(0, len(x), size)]
 
 
 def _forward(
-    x: Tensor, gain: Tensor, shift: Tensor, groups: int, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """y, and mean and reciprocal deviation of each channel's group (B, C)."""
-    rows = _pixels(x).to(gain.dtype)
-    mean = _over_group(rows.mean(dim=1), groups)
-    centred = rows - mean[:, None]
-    rstd = (_over_group(centred.square().mean(dim=1), groups) + eps).rsqrt_()
-    pre = _affine(centred, gain * rstd, shift, out=centred)
-    return _image(F.silu(pre, inplace=True), x), mean, rstd
+    groups: int,
+    eps: float,
+    x: Tensor,
+    gain: Tensor,
+    shift: Tensor,
+    y: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+) -> None:
+    """Write y (B, pixels, C), and mean and reciprocal deviation of each channel's group (B, C)."""
+    work = torch.empty(x.shape, dtype=gain.dtype).copy_(x)
+    mean.copy_(_over_group(work.mean(dim=1), groups))
+    centred = work.sub_(mean[:, None])
+    torch.rsqrt(_over_group(centred.square().mean(dim=1), groups) + eps, out=rstd)
+    y.copy_(F.silu(_affine(centred, gain * rstd, shift, out=work), inplace=True))
 
 
 def _backward(
-    grad: Tensor, x: Tensor, gain: Tensor, shift: Tensor, mean: Tensor, rstd: Tensor, groups: int, _: None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, gain and shift."""
+    groups: int,
+    grad: Tensor,
+    x: Tensor,
+    gain: Tensor,
+    shift: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    d_x: Tensor,
+    d_gain: Tensor,
+    d_shift: Tensor,
+) -> None:
+    """Write the gradients of x, gain and shift."""
     slope = gain * rstd
-    centred = _pixels(x).to(gain.dtype) - mean[:, None]
-    pre = _affine(centred, slope, shift)
-    d_pre = torch.ops.aten.silu_backward.grad_input(_pixels(grad).to(gain.dtype), pre, grad_input=pre)
-    d_shift = d_pre.sum(dim=1)
-    d_gain = (d_pre * centred).sum(dim=1).mul_(rstd)
+    centred = torch.empty(x.shape, dtype=gain.dtype).copy_(x).sub_(mean[:, None])
+    work = _affine(centred, slope, shift)
+    grad = grad if grad.dtype == gain.dtype else torch.empty_like(centred).copy_(grad)
+    d_pre = torch.ops.aten.silu_backward.grad_input(grad, work, grad_input=work)
+    torch.sum(d_pre, dim=1, out=d_shift)
+    d_gain.copy_((d_pre * centred).sum(dim=1)).mul_(rstd)
     # A shift or a stretch of the whole group leaves xhat as it is: x gets no gradient along those two.
     pixels = centred.shape[1]
     along_one, along_x = (_over_group(gain * total, groups) / -pixels for total in (d_shift, d_gain))
-    d_x = _affine(centred, along_x * rstd.square(), along_one * rstd, out=centred)
-    return _image(d_x.addcmul_(d_pre, slope[:, None]), x), d_gain, d_shift
+    whole = _affine(centred, along_x * rstd.square(), along_one * rstd, out=centred)
+    d_x.copy_(whole.addcmul_(d_pre, slope[:, None]))
 
 
 def _pixels(x: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, H W, C), a view where x is channels_last."""
     return x.permute(0, 2, 3, 1).flatten(1, 2)
-
-
-def _image(rows: Tensor, like: Tensor) -> Tensor:
-    """(B, H W, C) -> (B, C, H, W) in channels_last and the dtype of ``like``."""
-    return rows.to(like.dtype).unflatten(1, like.shape[2:]).permute(0, 3, 1, 2)
 
 
 def _over_group(values: Tensor, groups: int) -> Tensor:

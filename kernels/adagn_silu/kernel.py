@@ -8,6 +8,9 @@ per-channel partial results are merged. With
     gain = gamma (1 + s_t) (1 + s_z)      offset = (beta (1 + s_t) + b_t) (1 + s_z) + b_z
 
 every gradient follows from two sums over the pixels of each channel, S_1 = sum dh and S_2 = sum dh x^.
+
+Where x is the sum of two images, the pass that takes its statistics adds them and writes the sum, and the one
+that writes dx adds the gradient that came to the sum from elsewhere.
 """
 
 from __future__ import annotations
@@ -69,11 +72,14 @@ def _of_group(pointer, sample, c, m_c, C: tl.constexpr, WIDTH: tl.constexpr):
 @triton.jit
 def _adagn_stats_kernel(
     x_ptr,  # (B, pixels, C)
+    residual_ptr,  # (B, pixels, C), read where HAS_RESIDUAL
+    sum_ptr,  # (B, pixels, C), written where HAS_RESIDUAL
     mean_ptr,  # (B, chunks, C) ACC, of the chunk
     m_2_ptr,  # (B, chunks, C) ACC, sum of squared deviations from that mean
     pixels,
     chunks,  # programs along the pixels, ceil(pixels / (TILES BLOCK_P))
     C: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
     TILES: tl.constexpr,
@@ -85,6 +91,8 @@ def _adagn_stats_kernel(
     sample, chunk, c = _place(tl.program_id(0), chunks, C, BLOCK_C)
     m_c = c < C
     x_ptr += sample * pixels * C
+    residual_ptr += sample * pixels * C
+    sum_ptr += sample * pixels * C
     first = chunk * TILES * BLOCK_P
     row = tl.arange(0, BLOCK_P)
     place_mean, place_m_2 = tl.zeros((BLOCK_P, BLOCK_C), ACC), tl.zeros((BLOCK_P, BLOCK_C), ACC)
@@ -92,7 +100,13 @@ def _adagn_stats_kernel(
     for tile in tl.range(0, TILES, num_stages=STAGES):
         p = first + tile * BLOCK_P + row
         m_pc = (p < pixels)[:, None] & m_c[None, :]
-        x = tl.load(x_ptr + p[:, None] * C + c[None, :], mask=m_pc, other=0.0).to(ACC)
+        o_pc = p[:, None] * C + c[None, :]
+        x = tl.load(x_ptr + o_pc, mask=m_pc, other=0.0).to(ACC)
+        if HAS_RESIDUAL:
+            x += tl.load(residual_ptr + o_pc, mask=m_pc, other=0.0).to(ACC)
+            total = x.to(sum_ptr.dtype.element_ty)
+            tl.store(sum_ptr + o_pc, total, mask=m_pc)
+            x = total.to(ACC)  # what is normalised is the sum as the others see it, rounded
         deviation = tl.where(m_pc, x - place_mean, 0.0)  # past the end mean and squares stay
         seen += 1.0
         place_mean += deviation * (1.0 / seen)
@@ -329,6 +343,7 @@ def _adagn_dx_kernel(
     rstd_ptr,
     mean_1_ptr,
     mean_2_ptr,
+    dsum_ptr,  # (B, pixels, C), read where HAS_DSUM: the gradient that came to x from elsewhere
     dx_ptr,  # (B, pixels, C)
     pixels,
     chunks,
@@ -336,13 +351,14 @@ def _adagn_dx_kernel(
     WIDTH: tl.constexpr,
     HAS_TIME: tl.constexpr,
     HAS_Z: tl.constexpr,
+    HAS_DSUM: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
     TILES: tl.constexpr,
     STAGES: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """dx = rstd (gain dh - mean(gain dh) - x^ mean(gain dh x^)), the means over the group."""
+    """dx = rstd (gain dh - mean(gain dh) - x^ mean(gain dh x^)) + dsum, the means over the group."""
     # Backwards, as above.
     sample, chunk, c = _place(tl.num_programs(0) - 1 - tl.program_id(0), chunks, C, BLOCK_C)
     m_c = c < C
@@ -354,6 +370,7 @@ def _adagn_dx_kernel(
     slope = rstd * gain[None, :]
     dy_ptr += sample * pixels * C
     x_ptr += sample * pixels * C
+    dsum_ptr += sample * pixels * C
     dx_ptr += sample * pixels * C
     for tile in tl.range(0, TILES, num_stages=STAGES):
         p = (chunk * TILES + tile) * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -362,4 +379,6 @@ def _adagn_dx_kernel(
         deviation = tl.load(x_ptr + o_pc, mask=m_pc, other=0.0).to(ACC) - mean
         dy = tl.load(dy_ptr + o_pc, mask=m_pc, other=0.0).to(ACC)
         dx = dy * _slope_of_silu(deviation * slope + offset[None, :]) * slope - common - deviation * along
+        if HAS_DSUM:
+            dx += tl.load(dsum_ptr + o_pc, mask=m_pc, other=0.0).to(ACC)
         tl.store(dx_ptr + o_pc, dx.to(dx_ptr.dtype.element_ty), mask=m_pc)

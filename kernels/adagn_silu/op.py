@@ -1,4 +1,5 @@
-"""Group norm, modulations and SiLU as one operation: chosen backend, checked arguments, own backward."""
+"""Group norm, modulations and SiLU as one operation, which may begin with a residual sum: chosen backend,
+checked arguments, own backward."""
 
 from __future__ import annotations
 
@@ -50,6 +51,63 @@ def adagn_silu(
     Raises:
         ValueError: shape, dtype, strides or device are none of these.
     """
+    _require_shapes(x, groups, weight, bias, time, z)
+    suits = is_channels_last(x)
+    if use_cpu_path(x, suits):
+        return cpu.adagn_silu(x, groups, weight, bias, time, z, eps)
+    if not use_triton(x, suits):
+        return ref.adagn_silu(x, groups, weight, bias, time, z, eps)
+    _require_kernel_takes(x, weight, bias, time, z)
+    return _adagn_silu(x, None, weight, bias, time, z, groups, eps)[0]
+
+
+def add_adagn_silu(
+    x: Tensor,
+    residual: Tensor,
+    groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    time: Tensor | None = None,
+    z: Tensor | None = None,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor]:
+    """:func:`adagn_silu` of x + residual, and that sum. Equivalent PyTorch:
+    :func:`kernels.adagn_silu.ref.add_adagn_silu`.
+
+    The kernel adds in the pass that takes the statistics: it reads the two and writes the sum, which spares
+    reading the sum once, and in backward the gradients of its uses are added by the pass that writes them.
+    Where x and residual differ in dtype or are not both channels_last, PyTorch adds them and
+    :func:`adagn_silu` goes on; so it does on a CPU, where passes of that kind were measured to be slower for
+    all but the largest trained images.
+
+    Args:
+        x, residual: (B, C, H, W) as x of :func:`adagn_silu`; the sum is rounded, then normalised.
+        groups, weight, bias, time, z, eps: as there.
+
+    Returns:
+        y and x + residual, both (B, C, H, W).
+
+    Raises:
+        ValueError: as there, or the two differ in shape or device.
+    """
+    require(
+        residual.shape == x.shape,
+        NAME,
+        f"residual must be as x, {tuple(x.shape)}, got {tuple(residual.shape)}",
+    )
+    require_together(NAME, x.device, residual=residual)
+    alike = x.dtype == residual.dtype and x.dim() == 4 and is_channels_last(x) and is_channels_last(residual)
+    if not (alike and use_triton(x)):
+        total = x + residual
+        return adagn_silu(total, groups, weight, bias, time, z, eps), total
+    _require_shapes(x, groups, weight, bias, time, z)
+    _require_kernel_takes(x, weight, bias, time, z)
+    return _adagn_silu(x, residual, weight, bias, time, z, groups, eps)[:2]
+
+
+def _require_shapes(
+    x: Tensor, groups: int, weight: Tensor, bias: Tensor, time: Tensor | None, z: Tensor | None
+) -> None:
     require(x.dim() == 4, NAME, f"x must be (B, C, H, W), got {tuple(x.shape)}")
     batch, channels = x.shape[:2]
     require(groups > 0 and channels % groups == 0, NAME, f"{groups} groups do not divide {channels} channels")
@@ -63,10 +121,11 @@ def adagn_silu(
             f"{name} must be ({batch}, {2 * channels}), got {None if pair is None else tuple(pair.shape)}",
         )
     require_together(NAME, x.device, weight=weight, bias=bias, time=time, z=z)
-    if use_cpu_path(x, suits=is_channels_last(x)):
-        return cpu.adagn_silu(x, groups, weight, bias, time, z, eps)
-    if not use_triton(x, suits=is_channels_last(x)):
-        return ref.adagn_silu(x, groups, weight, bias, time, z, eps)
+
+
+def _require_kernel_takes(
+    x: Tensor, weight: Tensor, bias: Tensor, time: Tensor | None, z: Tensor | None
+) -> None:
     require(
         is_channels_last(x),
         NAME,
@@ -85,7 +144,6 @@ def adagn_silu(
                 NAME,
                 f"{name} must be contiguous, got strides {tensor.stride()}",
             )
-    return _adagn_silu(x, weight, bias, time, z, groups, eps)[0]
 
 
 def tiling(channels: int, pixels: int) -> dict[str, int]:
@@ -134,25 +192,43 @@ class _Launch:
 
 @torch.library.custom_op("diffsiam::adagn_silu", mutates_args=())
 def _adagn_silu(
-    x: Tensor, weight: Tensor, bias: Tensor, time: Tensor | None, z: Tensor | None, groups: int, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """y, and the groups' mean and 1 / standard deviation (B, G) for the backward pass."""
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    time: Tensor | None,
+    z: Tensor | None,
+    groups: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y, x + residual (empty where there is none), and the groups' mean and 1 / standard deviation (B, G) for
+    the backward pass.
+    """
     from kernels.adagn_silu import kernel
 
     launch = _Launch(x, groups, time, z)
-    channels = x.shape[1]
-    y = tensors.new(tuple(x.shape), x.dtype, x.device, channels_last=True)
+    channels, adds = x.shape[1], residual is not None
+    y, total = _image(x), _image(x, adds)
     partial_mean, partial_m_2 = launch.new(x, launch.chunks, channels), launch.new(x, launch.chunks, channels)
     mean, rstd = launch.new(x, groups), launch.new(x, groups)
     sizes = (launch.pixels, launch.chunks)
     modulations = (weight if time is None else time, weight if z is None else z)  # absent ones are never read
     with tensors.launching_on(x):
-        kernel._adagn_stats_kernel[launch.grid](x, partial_mean, partial_m_2, *sizes, **launch.tile)
+        kernel._adagn_stats_kernel[launch.grid](
+            x,
+            residual if adds else x,
+            total if adds else y,
+            partial_mean,
+            partial_m_2,
+            *sizes,
+            HAS_RESIDUAL=adds,
+            **launch.tile,
+        )
         kernel._adagn_merge_kernel[launch.merge_grid](
             partial_mean, partial_m_2, mean, rstd, *sizes, CHUNK=launch.chunk, EPS=eps, **launch.merge
         )
         kernel._adagn_apply_kernel[launch.grid](
-            x,
+            total if adds else x,
             weight,
             bias,
             *modulations,
@@ -164,12 +240,13 @@ def _adagn_silu(
             **launch.present,
             **launch.tile,
         )
-    return y, mean, rstd
+    return y, total, mean, rstd
 
 
 @torch.library.custom_op("diffsiam::adagn_silu_backward", mutates_args=())
 def _adagn_silu_backward(
     dy: Tensor,
+    dsum: Tensor | None,
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -180,7 +257,7 @@ def _adagn_silu_backward(
     groups: int,
     needs_dx: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """dx (empty unless needed), dweight, dbias, dtime and dz (empty where there is none)."""
+    """dx with dsum added (empty unless needed), dweight, dbias, dtime and dz (empty where there is none)."""
     from kernels.adagn_silu import kernel
 
     launch = _Launch(x, groups, time, z)
@@ -192,7 +269,7 @@ def _adagn_silu_backward(
         tensors.new((0,) if m is None else tuple(m.shape), (x if m is None else m).dtype, x.device)
         for m in (time, z)
     )
-    dx = tensors.new(tuple(x.shape) if needs_dx else (0,), x.dtype, x.device, channels_last=needs_dx)
+    dx = _image(x, needs_dx)
     sizes = (launch.pixels, launch.chunks)
     affine = (weight, bias, weight if time is None else time, weight if z is None else z)
     tile = {"WIDTH": launch.width, **launch.present, **launch.tile}
@@ -214,41 +291,65 @@ def _adagn_silu_backward(
         )
         if needs_dx:
             kernel._adagn_dx_kernel[launch.grid](
-                dy, x, *affine, mean, rstd, mean_1, mean_2, dx, *sizes, **tile
+                dy,
+                x,
+                *affine,
+                mean,
+                rstd,
+                mean_1,
+                mean_2,
+                dy if dsum is None else dsum,
+                dx,
+                *sizes,
+                HAS_DSUM=dsum is not None,
+                **tile,
             )
     return dx, dweight.sum(0).to(weight.dtype), dbias.sum(0).to(bias.dtype), dtime, dz
 
 
+def _image(x: Tensor, there: bool = True) -> Tensor:
+    """Memory for an image as x, or for nothing."""
+    return tensors.new(tuple(x.shape) if there else (0,), x.dtype, x.device, channels_last=there)
+
+
+def _fake_image(x: Tensor, there: bool) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.channels_last) if there else x.new_empty(0)
+
+
 @_adagn_silu.register_fake
-def _(x, weight, bias, time, z, groups, eps):
+def _(x, residual, weight, bias, time, z, groups, eps):
     statistics = x.new_empty(
         (len(x), groups), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32
     )
-    return torch.empty_like(x, memory_format=torch.channels_last), statistics, torch.empty_like(statistics)
+    images = (_fake_image(x, there) for there in (True, residual is not None))
+    return *images, statistics, torch.empty_like(statistics)
 
 
 @_adagn_silu_backward.register_fake
-def _(dy, x, weight, bias, time, z, mean, rstd, groups, needs_dx):
-    dx = torch.empty_like(x, memory_format=torch.channels_last) if needs_dx else x.new_empty(0)
+def _(dy, dsum, x, weight, bias, time, z, mean, rstd, groups, needs_dx):
     dtime, dz = (x.new_empty(0) if m is None else torch.empty_like(m) for m in (time, z))
-    return dx, torch.empty_like(weight), torch.empty_like(bias), dtime, dz
+    return _fake_image(x, needs_dx), torch.empty_like(weight), torch.empty_like(bias), dtime, dz
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple, output: tuple) -> None:
-    x, weight, bias, time, z, ctx.groups, _ = inputs
-    ctx.save_for_backward(x, weight, bias, time, z, *output[1:])
+    x, residual, weight, bias, time, z, ctx.groups, _ = inputs
+    _, total, mean, rstd = output
+    ctx.adds = residual is not None
+    ctx.save_for_backward(total if ctx.adds else x, weight, bias, time, z, mean, rstd)
+    ctx.set_materialize_grads(False)  # of y or of the sum there may be none, which is not an image of zeros
 
 
-def _backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, bias, time, z, mean, rstd = ctx.saved_tensors
-    needed = ctx.needs_input_grad
+def _backward(ctx: Any, dy: Tensor | None, dsum: Tensor | None, *_: Tensor) -> tuple[Tensor | None, ...]:
+    needed, nothing = ctx.needs_input_grad[:6], (None, None)
+    if dy is None:
+        return (*(dsum if need else None for need in needed[:2]), *(None,) * 4, *nothing)
+    x, *parameters, mean, rstd = ctx.saved_tensors
     dy = dy.contiguous(memory_format=torch.channels_last)
-    gradients = _adagn_silu_backward(dy, x, weight, bias, time, z, mean, rstd, ctx.groups, needed[0])
-    return (
-        *(gradient if need else None for gradient, need in zip(gradients, needed[:5], strict=True)),
-        None,
-        None,
-    )
+    dsum = dsum.contiguous(memory_format=torch.channels_last) if ctx.adds and dsum is not None else None
+    needs_dx = needed[0] or needed[1]
+    dx, *others = _adagn_silu_backward(dy, dsum, x, *parameters, mean, rstd, ctx.groups, needs_dx)
+    gradients = (dx, dx, *others)  # a sum hands its gradient to both
+    return *(g if need else None for g, need in zip(gradients, needed, strict=True)), *nothing
 
 
 _adagn_silu.register_autograd(_backward, setup_context=_keep_for_backward)

@@ -33,3 +33,20 @@ def adagn_silu(
             scale, shift = modulation[:, :, None, None].chunk(2, dim=1)
             h = h * (1 + scale) + shift
     return F.silu(h)
+
+
+def add_adagn_silu(
+    x: Tensor,
+    residual: Tensor,
+    groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    time: Tensor | None = None,
+    z: Tensor | None = None,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor]:
+    """:func:`adagn_silu` of x + residual, and the sum itself, in its own dtype (B, C, H, W): what is
+    normalised is the sum as it was rounded.
+    """
+    total = x + residual
+    return adagn_silu(total, groups, weight, bias, time, z, eps), total

@@ -7,7 +7,7 @@ from cuda_cases import DTYPES, assert_close
 from bench.shapes import load_preset
 from kernels import backend
 from kernels.adagn_silu import ref
-from kernels.adagn_silu.op import adagn_silu
+from kernels.adagn_silu.op import adagn_silu, add_adagn_silu
 
 NORMS = sorted({(norm.channels, norm.px) for norm in load_preset("bedroom").norms})
 LARGEST = (256, 128)
@@ -88,6 +88,36 @@ def test_a_sample_is_computed_alike_in_any_split_of_the_batch():
         some = {name: p if name in ("weight", "bias") else p[part] for name, p in parts.items()}
         alone = run(adagn_silu, some, 32, upstream[part])
         assert all(torch.equal(alone[name], whole[name][part]) for name in ("y", "x", "time", "z"))
+
+
+def run_adding(function, x, residual, groups, upstream, *rest):
+    """y, the sum, and the gradients of x and residual."""
+    leaves = [part.detach().requires_grad_() for part in (x, residual)]
+    results = function(*leaves, groups, *rest)
+    given = [gradient.to(x.dtype) for gradient in upstream]
+    gradients = torch.autograd.grad(results, leaves, given)
+    return dict(zip(("y", "sum", "x", "residual"), (*(r.detach() for r in results), *gradients), strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("channels", "px"), NORMS)
+def test_it_adds_a_residual_as_pytorch_does_and_normalises_the_sum(channels, px, dtype):
+    parts = inputs(2, channels, px, (), DTYPES[dtype])
+    x, rest = parts.pop("x"), tuple(parts.values())
+    residual, upstream = torch.randn_like(x), (upstream_of(x), upstream_of(x))
+    found = run_adding(add_adagn_silu, x, residual, 32, upstream, *rest)
+    assert torch.equal(found["sum"], x + residual)
+    assert torch.equal(found["y"], adagn_silu(found["sum"], 32, *rest))
+    seen, nothing, exact_rest = (
+        found["sum"].double(),
+        torch.zeros_like(x).double(),
+        (p.double() for p in rest),
+    )
+    exact = run_adding(ref.add_adagn_silu, seen, nothing, 32, upstream, *exact_rest)
+    for name in ("y", "x", "residual"):
+        assert_close(name, found[name], exact[name], *ROUNDING[dtype])
+    again = run_adding(add_adagn_silu, x, residual, 32, upstream, *rest)
+    assert all(torch.equal(again[name], found[name]) for name in found)
 
 
 def test_other_layouts_go_to_the_reference_where_that_is_allowed():

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from kernels import backend, tensors
+from kernels.adagn_silu import op as adagn_silu
 
 BAND = 256  # elements on either side of everything that a kernel writes
 SENTINEL = 1234.5
@@ -51,6 +52,14 @@ def guarded_memory(monkeypatch):
     for buffer in buffers:
         sentinels = torch.cat((buffer[:BAND], buffer[-BAND:]))
         assert torch.equal(sentinels, torch.full_like(sentinels, SENTINEL)), "written outside of its memory"
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """Tiles of adagn_silu that small images fill, several of them to a program."""
+    monkeypatch.setattr(adagn_silu, "TILE", 64)
+    monkeypatch.setattr(adagn_silu, "MOST_TILES", 2)
+    monkeypatch.setattr(adagn_silu, "MERGE_BLOCK", 2)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 import torch
 from kernel_cases import BF16_ULPS, assert_close
 
-from kernels.adagn_silu import op, ref
+from kernels.adagn_silu import ref
 from kernels.adagn_silu.op import adagn_silu
 
 # C, groups: blocks of channels that fit exactly, that need a mask, and a single odd group.
@@ -14,13 +14,6 @@ CHANNELS = [(8, 2), (24, 6), (12, 3), (5, 1)]
 PIXELS = [(1, 1), (7, 1), (2, 4), (3, 3), (5, 11)]
 CONDITIONS = [(), ("time",), ("z",), ("time", "z")]
 NAMES = ("x", "weight", "bias", "time", "z")
-
-
-@pytest.fixture
-def small_tiles(monkeypatch):
-    monkeypatch.setattr(op, "TILE", 64)
-    monkeypatch.setattr(op, "MOST_TILES", 2)
-    monkeypatch.setattr(op, "MERGE_BLOCK", 2)
 
 
 def inputs(batch, channels, size, conditions=("time", "z"), dtype=torch.float32, device="cpu", offset=2.0):

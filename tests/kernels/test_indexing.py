@@ -77,9 +77,10 @@ def test_the_reconstruction_loss(far_apart):
 
 def test_the_adaptive_group_norm(far_apart):
     channels, pixels = 8, STRIDE // 8
-    x, y, dy, dx = (far_apart() for _ in range(4))
+    x, y, dy, dx, total, dsum = (far_apart() for _ in range(6))
     values, upstream = torch.randn(3, BLOCK // 8, 8), torch.randn(3, BLOCK // 8, 8)
     x[:, :BLOCK], dy[:, :BLOCK] = values.flatten(1), upstream.flatten(1)
+    dsum[:, :BLOCK] = torch.randn(3, BLOCK)
     one, zero = torch.ones(8), torch.zeros(8)
     per_group = [
         torch.full((3, 1), value) for value in (0.5, 2.0, 0.0, 0.0)
@@ -88,7 +89,10 @@ def test_the_adaptive_group_norm(far_apart):
     tile = {"C": channels, "BLOCK_P": 8, "BLOCK_C": 8, "TILES": 1, "STAGES": 1, "ACC": tl.float32}
     rest = {"WIDTH": 8, "HAS_TIME": False, "HAS_Z": False, **tile}
     affine, sizes = (one, zero, one, one), (pixels, 1)
-    adagn._adagn_stats_kernel[(3, 1)](x, *sums, *sizes, **tile)
+    adagn._adagn_stats_kernel[(3, 1)](x, x, total, *sums, *sizes, HAS_RESIDUAL=True, **tile)
+    assert torch.equal(total[:, :BLOCK], 2 * x[:, :BLOCK])
+    assert torch.allclose(sums[0][:, 0], 2 * values.mean(1), atol=1e-6)
+    adagn._adagn_stats_kernel[(3, 1)](x, x, x, *sums, *sizes, HAS_RESIDUAL=False, **tile)
     assert torch.allclose(sums[0][:, 0], values.mean(1), atol=1e-6)
     adagn._adagn_apply_kernel[(3, 1)](x, *affine, *per_group[:2], y, *sizes, **rest)
     h = ((values - 0.5) * 2).requires_grad_()
@@ -97,5 +101,5 @@ def test_the_adaptive_group_norm(far_apart):
     assert torch.allclose(y[:, :BLOCK], expected.flatten(1), atol=1e-6)
     adagn._adagn_sums_kernel[(3, 1)](dy, x, *affine, *per_group[:2], *sums, *sizes, **rest)
     assert torch.allclose(sums[0][:, 0], dh.sum(1), atol=1e-5)
-    adagn._adagn_dx_kernel[(3, 1)](dy, x, *affine, *per_group, dx, *sizes, **rest)
-    assert torch.allclose(dx[:, :BLOCK], 2 * dh.flatten(1), atol=1e-5)
+    adagn._adagn_dx_kernel[(3, 1)](dy, x, *affine, *per_group, dsum, dx, *sizes, HAS_DSUM=True, **rest)
+    assert torch.allclose(dx[:, :BLOCK], 2 * dh.flatten(1) + dsum[:, :BLOCK], atol=1e-5)

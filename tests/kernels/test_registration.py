@@ -6,7 +6,7 @@ import torch
 from kernel_cases import ALPHA_BAR, FAR, SHIFT, WEIGHT, photos
 from torch.library import opcheck
 
-from kernels.adagn_silu.op import _adagn_silu, _adagn_silu_backward, adagn_silu
+from kernels.adagn_silu.op import _adagn_silu, _adagn_silu_backward, adagn_silu, add_adagn_silu
 from kernels.noise_jump.op import _noise_jump, noise_jump
 from kernels.recon_loss.op import _recon_loss, recon_loss
 from kernels.subset_mask.op import _subset_mask, subset_mask
@@ -73,24 +73,34 @@ class TestOpcheck:
         opcheck(_recon_loss, (photos(2, IMAGE).to(device), *predictions, *names, with_gradient))
 
     def test_adagn_silu(self, dtype, device):
-        opcheck(_adagn_silu, (*norm_parts(dtype, device), 2, 1e-5))
+        x, *parameters = norm_parts(dtype, device)
+        opcheck(_adagn_silu, (x, None, *parameters, 2, 1e-5))
 
     def test_adagn_silu_without_modulations(self, dtype, device):
-        opcheck(_adagn_silu, (*norm_parts(dtype, device)[:3], None, None, 2, 1e-5))
+        x, weight, bias, *_ = norm_parts(dtype, device)
+        opcheck(_adagn_silu, (x, None, weight, bias, None, None, 2, 1e-5))
 
-    @pytest.mark.parametrize("needs_dx", [False, True])
-    def test_adagn_silu_backward(self, dtype, needs_dx, device):
+    def test_adagn_silu_of_a_sum(self, dtype, device):
+        (x, *parameters), residual = norm_parts(dtype, device), norm_parts(dtype, device)[0]
+        opcheck(_adagn_silu, (x, residual, *parameters, 2, 1e-5))
+
+    @pytest.mark.parametrize(("needs_dx", "adds"), [(False, False), (True, False), (True, True)])
+    def test_adagn_silu_backward(self, dtype, needs_dx, adds, device):
         parts = [part.detach() for part in norm_parts(dtype, device)]
         mean, rstd = torch.randn(2, 2, device=device), torch.rand(2, 2, device=device)
-        opcheck(_adagn_silu_backward, (torch.ones_like(parts[0]), *parts, mean, rstd, 2, needs_dx))
+        dy = torch.ones_like(parts[0])
+        opcheck(_adagn_silu_backward, (dy, dy if adds else None, *parts, mean, rstd, 2, needs_dx))
 
 
 def a_little_step(x_0, level, time, positions, seed, k, split, z, g, weight, bias, *constants):
     """All four operations in a row, as a training step chains them."""
     x_level, _ = noise_jump(x_0, level, constants[0], seed, positions)
     z_bar = subset_mask(z, k, split, "hierarchical", True)
-    h = adagn_silu(x_level, 1, weight, bias, z=z_bar.repeat(1, 2)[:, :6].contiguous())
-    losses = recon_loss(x_0, x_level.detach(), g * h, level, time, *constants, seed, positions)
+    modulation = z_bar.repeat(1, 2)[:, :6].contiguous()
+    h = adagn_silu(x_level, 1, weight, bias, z=modulation)
+    h, total = add_adagn_silu(h, g, 1, weight, bias, modulation)
+    last, _ = add_adagn_silu(h, total, 1, weight, bias)  # of which only the norm is used
+    losses = recon_loss(x_0, x_level.detach(), g * last, level, time, *constants, seed, positions)
     return losses.loss.mean(), losses.frozen
 
 

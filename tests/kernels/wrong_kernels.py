@@ -232,14 +232,82 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
         ),
         ("dweight of the first sample alone", "adagn_silu/op.py", "dweight.sum(0)", "dweight[0].clone()"),
     ],
+    "add_adagn_silu": [
+        (
+            "the residual is subtracted",
+            "adagn_silu/kernel.py",
+            "x += tl.load(residual_ptr",
+            "x -= tl.load(residual_ptr",
+        ),
+        (
+            "the statistics are of the sum before it is rounded",
+            "adagn_silu/kernel.py",
+            "            x = total.to(ACC)",
+            "            x = x.to(ACC)",
+        ),
+        (
+            "every sample gets the first one's residual",
+            "adagn_silu/kernel.py",
+            "    residual_ptr += sample * pixels * C\n",
+            "",
+        ),
+        (
+            "the sum is written past its end",
+            "adagn_silu/kernel.py",
+            "tl.store(sum_ptr + o_pc, total, mask=m_pc)",
+            "tl.store(sum_ptr + o_pc, total)",
+        ),
+        (
+            "x alone is normalised",
+            "adagn_silu/op.py",
+            "            total if adds else x,\n            weight,",
+            "            x,\n            weight,",
+        ),
+        (
+            "the gradient is that of the norm of x alone",
+            "adagn_silu/op.py",
+            "ctx.save_for_backward(total if ctx.adds else x,",
+            "ctx.save_for_backward(x,",
+        ),
+        (
+            "the gradient of the sum's other uses is forgotten",
+            "adagn_silu/op.py",
+            "HAS_DSUM=dsum is not None",
+            "HAS_DSUM=False",
+        ),
+        (
+            "the gradient of the sum's other uses replaces the norm's",
+            "adagn_silu/kernel.py",
+            "dx += tl.load(dsum_ptr",
+            "dx = tl.load(dsum_ptr",
+        ),
+        (
+            "every sample gets the first one's gradient of the sum",
+            "adagn_silu/kernel.py",
+            "    dsum_ptr += sample * pixels * C\n",
+            "",
+        ),
+        (
+            "the residual gets no gradient",
+            "adagn_silu/op.py",
+            "gradients = (dx, dx, *others)",
+            "gradients = (dx, torch.zeros_like(dx), *others)",
+        ),
+        (
+            "a sum of which only others make something gets no gradient",
+            "adagn_silu/op.py",
+            "dsum if need else None for need",
+            "None for need",
+        ),
+    ],
     "adagn_silu_cpu": [
         (
             "the variance is about zero",
             "adagn_silu/cpu.py",
-            "centred = rows - mean[:, None]",
-            "centred = rows",
+            "centred = work.sub_(mean[:, None])",
+            "centred = work",
         ),
-        ("no eps", "adagn_silu/cpu.py", " + eps).rsqrt_()", ").rsqrt_()"),
+        ("no eps", "adagn_silu/cpu.py", ", groups) + eps, out", ", groups), out"),
         ("the gain of x is missing", "adagn_silu/cpu.py", "gain * (1 + scale)", "gain * scale"),
         ("the second shift is scaled", "adagn_silu/cpu.py", "shift * (1 + scale) + offset", "shift + offset"),
         (
@@ -252,8 +320,8 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
         (
             "the gain's gradient is not normalised",
             "adagn_silu/cpu.py",
-            ".sum(dim=1).mul_(rstd)",
-            ".sum(dim=1)",
+            ".sum(dim=1)).mul_(rstd)",
+            ".sum(dim=1))",
         ),
         ("x gets a gradient along its mean", "adagn_silu/cpu.py", "along_one * rstd, out", "0 * rstd, out"),
         ("x gets a gradient along itself", "adagn_silu/cpu.py", "along_x * rstd.square()", "0 * rstd"),
@@ -267,8 +335,8 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
         (
             "the pieces lose the rest of the batch",
             "adagn_silu/cpu.py",
-            "for piece in pieces]",
-            "for piece in list(pieces)[:1]]",
+            "range(0, len(x), size)",
+            "range(0, size, size)",
         ),
     ],
 }
