@@ -18,7 +18,7 @@ AS_NOTEBOOKS = ("rooms", "own_images")  # what runs without a cluster and withou
 
 _NOTE = re.compile(r"^<!-- tests: (.*?) -->\n", re.MULTILINE)
 _BLOCK = re.compile(
-    r"(?:^<!-- tests: (?P<note>.*?) -->\n)?^```(?P<kind>\w+)\n(?P<body>.*?)^```$", re.M | re.S
+    r"(?:^<!-- tests: (?P<note>.*?) -->\n)?^```(?P<kind>\w*)\n(?P<body>.*?)^```$", re.M | re.S
 )
 
 
@@ -51,8 +51,7 @@ def notebook(text: str) -> Any:
     """A page as a notebook: blocks of Python as they are, of bash as ``%%bash`` cells, the rest as text."""
     import jupytext
 
-    lines = [line for line in without_test_notes(text).splitlines() if not line.startswith("[Notebook]")]
-    made = jupytext.reads("\n".join(lines), fmt="md")
+    made = jupytext.reads(without_test_notes(text).replace("```bash\n", "```python\n%%bash\n"), fmt="md")
     made.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     for number, cell in enumerate(made.cells):
         cell["id"] = f"cell-{number}"  # else drawn at random: the same page is the same file
@@ -75,5 +74,6 @@ def run(name: str, folder: Path, seconds: int = 300) -> int:
     from nbclient import NotebookClient
 
     made = notebook(cheap((TUTORIALS / f"{name}.md").read_text()))
-    NotebookClient(made, timeout=seconds, resources={"metadata": {"path": str(folder)}}).execute()
+    where = {"metadata": {"path": str(folder)}}
+    NotebookClient(made, timeout=seconds, resources=where).execute()
     return sum(cell.cell_type == "code" for cell in made.cells)

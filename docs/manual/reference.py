@@ -61,7 +61,8 @@ def _table(columns: list[str]) -> str:
 
 
 def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    # A pipe inside code separates no cells.
+    return "| " + " | ".join(c if c.startswith("`") else c.replace("|", "\\|") for c in cells) + " |"
 
 
 def commands_page() -> str:
