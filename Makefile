@@ -41,8 +41,11 @@ test: install  ## correctness regression tests
 test-faults: install  ## what clusters do to a run: kills, full disks, NaN, hangs, signals (docs/reliability.md)
 	$(BIN)/python -m pytest -n 2 -m faults --dist worksteal
 
-docs: install  ## run the tutorials, build the site into build/site, follow its links
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs,explore]'
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.docs  ## run the tutorials, build the site into build/site, follow its links
 	@PYTHONPATH="$(CURDIR)/docs:$(CURDIR)" $(BIN)/python -m manual.build
 
 lint: install  ## ruff: rules and format

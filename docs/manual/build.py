@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from manual import links, notebooks, snippets
+from manual import links, notebooks, slurm, snippets
 
 ROOT = notebooks.ROOT
 SITE = ROOT / "build" / "site"
@@ -25,7 +25,7 @@ REPORT = "runs/first/report/index.html"  # that the tutorial says is there
 def main() -> int:
     """Everything, the slowest last; 1 if anything is wrong."""
     failures: list[str] = []
-    for step in (command_lines, site, tutorials):
+    for step in (command_lines, site, tutorials, job):
         begun = time.monotonic()
         found = step()
         failures += found
@@ -75,6 +75,12 @@ def tutorials() -> list[str]:
                 if page.stem not in notebooks.AS_NOTEBOOKS:
                     wrong += _tried(str(page.relative_to(ROOT)), partial(_run_python, page))
     return wrong
+
+
+def job() -> list[str]:
+    """Run the Slurm tutorial's script without Slurm."""
+    with tempfile.TemporaryDirectory() as place:
+        return slurm.run(Path(place))
 
 
 def _run_tutorial(name: str, folder: Path) -> list[str]:
