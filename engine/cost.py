@@ -139,7 +139,7 @@ def _make_fake(networks: Networks, policy: Policy) -> None:
 
 class Prices:
     """The price of any micro-batch, from those of two: whatever is counted is a constant and a part that
-    grows with the number of images.
+    grows with the number of images. Only nearly so the peak: another moment may be the highest.
 
     Raises:
         ValueError: the two do not run the same operations.

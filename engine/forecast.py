@@ -27,7 +27,7 @@ from engine.step import Policy
 from engine.words import seconds, size_of
 
 CPU = torch.device("cpu")
-FEW, MORE = 2, 4  # images of the two counts that give any other
+FEWEST = 2  # images that are counted: some batch norms need two
 MOST = 1024  # GPUs of the what-ifs
 STAGE_SENDS_ONCE = (0, 1)  # ZeRO stages whose gradients travel with the last micro-batch
 
@@ -61,16 +61,16 @@ class Row:
 
 
 class Forecast:
-    """Everything that does not depend on the number of GPUs, counted once."""
+    """Everything that does not depend on the number of GPUs, counted once, for micro-batches about as
+    large as ``micro``."""
 
-    def __init__(self, config: Config, gpu: Gpu, assumed: Assumptions):
+    def __init__(self, config: Config, gpu: Gpu, assumed: Assumptions, micro: int):
         self.config, self.gpu, self.assumed = _shape_only(config), gpu, assumed
         self.policy = _cuda_policy(config)
         self.networks: Networks = build_networks(self.config)
-        few, more = (
-            measure(self.networks, self.config, self.policy, images, "cuda") for images in (FEW, MORE)
-        )
-        self.prices = Prices(few, more)
+        few = max(micro, FEWEST)  # counted itself, not drawn from others: a peak is no line but near one
+        counts = (measure(self.networks, self.config, self.policy, n, "cuda") for n in (few, 2 * few))
+        self.prices = Prices(*counts)
         self.parameters = sum(p.numel() for p in self.networks.module.parameters())
 
     def peak(self, world: int) -> Callable[[int, int], int]:
@@ -91,8 +91,7 @@ class Forecast:
     def most_images(self, world: int) -> int:
         """Images that fit a GPU at once, whatever the global batch."""
         peak, room = self.peak(world), self.gpu.memory_gb * 1e9
-        image = peak(MORE, 1) - peak(MORE - 1, 1)
-        return max(0, int((room - peak(0, 1)) // image))
+        return max(0, int((room - peak(0, 1)) // (peak(1, 1) - peak(0, 1))))
 
     def row(self, world: int, batch: int, micro: int) -> Row:
         """``world`` GPUs with these sizes."""
@@ -166,10 +165,10 @@ def plan(config: Config, gpus: int, gpu: Gpu, assumed: Assumptions) -> dict[str,
     Raises:
         UsageError: the batch cannot be shared by so many, or one image does not fit.
     """
+    asked = micro_batch(config, gpus)
     if config.train.precision == "fp32":
         raise UsageError("train.precision=fp32: the table of GPUs holds bfloat16 rates; use auto or bf16")
-    asked = micro_batch(config, gpus)
-    forecast = Forecast(config, gpu, assumed)
+    forecast = Forecast(config, gpu, assumed, asked)
     largest = forecast.largest(gpus)
     if largest is None:
         raise UsageError(
@@ -219,7 +218,9 @@ def show(report: dict[str, Any]) -> None:
     screen.block(rows, "forecast, not a measurement")
     _show_rows(report["same_batch"], "the same global batch on more GPUs")
     _show_rows(report["same_share"], "the same share of every GPU: the global batch grows")
-    assumed = ", ".join(f"{name}={value:g}" for name, value in report["assumptions"].items())
+    assumed = ", ".join(
+        f"{name}={value:g}" for name, value in report["assumptions"].items() if name != "network_gbs" or value
+    )
     screen.line(f"assumed (change with --assume name=number): {assumed}")
     screen.line(
         f"data sheet: {gpu['tflops']:g} TFLOP/s bfloat16, {gpu['bandwidth_gbs']:g} GB/s memory, "

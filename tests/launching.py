@@ -20,7 +20,7 @@ from pathlib import Path
 
 from training import ROOT, environment, write_config
 
-WATCHDOG_SECONDS = 120.0
+WATCHDOG_SECONDS = 240.0  # on a machine that others use as well
 
 # Small enough for a hundred runs: a step takes some tens of milliseconds of one core.
 TOY = {
@@ -84,7 +84,7 @@ for line in sys.stdin:
             children.discard(found)
     else:
         answer = "not mine"
-    print(json.dumps(answer), flush=True)
+    print(json.dumps([request["number"], answer]), flush=True)
 for pid in children:
     os.kill(pid, signal.SIGKILL)
 os._exit(0)
@@ -136,7 +136,7 @@ class Launcher:
     """Starts ranks of engine/train.py; one a session."""
 
     def __init__(self, folder: Path):
-        self.folder, self._ranks, self._count = folder, [], 0
+        self.folder, self._ranks, self._count, self._asked = folder, [], 0, 0
         self.config = write_config(folder / "toy.json", TOY)
         self._server = subprocess.Popen(
             [sys.executable, "-c", SERVER.format(root=str(ROOT))],
@@ -150,9 +150,13 @@ class Launcher:
         assert self._server.stdout.readline() == "ready\n"
 
     def ask(self, request: dict) -> int | None:
-        self._server.stdin.write(json.dumps(request) + "\n")
+        self._asked += 1
+        self._server.stdin.write(json.dumps(request | {"number": self._asked}) + "\n")
         self._server.stdin.flush()
-        return json.loads(self._server.stdout.readline())
+        while True:  # a test that was broken off may not have heard its answer
+            number, answer = json.loads(self._server.stdout.readline())
+            if number == self._asked:
+                return answer
 
     def start(
         self,

@@ -16,6 +16,8 @@ from engine.report.page import write_report
 pytest.importorskip("playwright", reason="playwright is not installed: pip install 'diffsiam[dev]'")
 from playwright.sync_api import expect, sync_playwright  # noqa: E402  (skips where it is absent)
 
+expect.set_options(timeout=60_000)  # a busy machine is no failure
+
 
 @pytest.fixture(scope="module")
 def browser():

@@ -91,3 +91,23 @@ def test_predictions_skips_and_all_gradients_are_those_of_adding_at_once(
         at_once = outputs_and_gradients(*map(adding_at_once, networks), x, z_bar)
     for found, expected in zip(deferred, at_once, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_they_do_not_break_a_compiled_graph(awaken):
+    config = UNetConfig(4, (1, 1), blocks=1, attention=())
+    unet, decoder = awaken(UNet(config)).eval(), awaken(Decoder(config, DIM), seed=1).eval()
+    assert deferring(unet)
+    x, z_bar = torch.randn(2, 3, 8, 8), torch.randn(2, DIM)
+
+    def predict(x, z_bar):
+        features = unet.encode(x, TIMES)
+        return unet.decode(features), decoder(features, z_bar), *features.skips
+
+    results = []
+    for function in (predict, torch.compile(predict, fullgraph=True, backend="aot_eager", dynamic=False)):
+        found = function(x, z_bar)
+        weights = [*unet.parameters(), *decoder.parameters()]
+        results.append((*found, *torch.autograd.grad(sum(part.square().sum() for part in found), weights)))
+    torch.compiler.reset()
+    for eager, compiled in zip(*results, strict=True):
+        assert torch.allclose(eager, compiled, rtol=1e-4, atol=1e-4 * eager.abs().max().item())

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from edited_runs import VALUES
 from PIL import Image
 from reported_runs import evaluation, make_few_pictures, point, told_run, write_log
+from training import TINY
 from typer.testing import CliRunner
 
 from engine.cli import app
@@ -307,4 +309,20 @@ def test_a_training_leaves_its_page_with_explorer_and_what_it_ran_on(tmp_path, m
     assert "finished: 2 of 2 steps" in text
     assert "room 60 of seed 0 and room 61 of seed 0" in text
     assert "60 images of 16 px" in text
-    assert "CPU, 1 threads, 1 rank" in text
+    assert f"CPU, {torch.get_num_threads()} threads, 1 rank" in text
+
+
+def test_a_diffusion_model_has_a_page_of_its_own_curves(tmp_path):
+    values = VALUES | {
+        "task": "diffusion",
+        "frozen": TINY["frozen"] | {"weights": None},
+    }
+    run = told_run(tmp_path / "dm", values)
+    (run / "report" / "evaluation.json").unlink()
+    lines = [{"step": s, "loss": 1 / s, "loss_by_time": [0.1 * s] * 10, "held_out_loss": 0.5} for s in (1, 2)]
+    write_log(run, lines)
+    text = Page(write_report([run])).text
+    assert "diffusion model (pretraining)" in text
+    assert "loss by time t" in text
+    assert "held out" in text
+    assert "encoder" not in text.partition("What was trained")[2].partition("Config")[0]

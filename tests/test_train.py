@@ -66,13 +66,6 @@ def test_two_ranks_resume_bit_identically_from_their_own_checkpoint(straight, tw
     assert differing(two_ranks, tmp_path, 6) == []
 
 
-def test_a_checkpoint_of_two_ranks_resumes_on_one(straight, two_ranks, tmp_path):
-    arguments = ["--config", str(straight / "tiny.json"), f"run.dir={tmp_path}"]
-    finish(*start_ranks(2, [*arguments, "train.steps=3"]))
-    finish(start(arguments))
-    assert distance(tmp_path, two_ranks, 6) < ROUNDING
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
 def test_zero_stages_two_and_three_resume_bit_identically_and_on_one_rank(straight, tmp_path, stage):

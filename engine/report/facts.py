@@ -21,8 +21,7 @@ def facts(run: Run) -> dict[str, str]:
         "data fingerprint": str(run.state.get("data") or ""),
         "frozen model": said.get("frozen model", config.frozen.weights or "") if config.needs_frozen else "",
         "sha256 of its file": str((run.state.get("weights") or {}).get("sha256", "")),
-        "encoder": f"{config.encoder.arch}, width {config.encoder.width}, d = {config.encoder.dim}",
-        "subsets": _subsets(run) if config.task == "diffsiam" else "",
+        **(_representation(run) if config.task == "diffsiam" else {}),
         "training": f"{config.train.steps:,} steps of {config.train.batch_size}, {config.optimizer.name}, "
         f"lr {config.optimizer.lr:g} ({config.optimizer.schedule})",
         **{what: said.get(what, "") for what in SAID},
@@ -52,6 +51,12 @@ def _data(run: Run) -> str:
         f"{data.count:,} procedural rooms" if data.source == "rooms" else f"{data.source} {data.path or ''}"
     )
     return f"{where}, {data.px} px"
+
+
+def _representation(run: Run) -> dict[str, str]:
+    encoder = run.config.encoder
+    told = f"{encoder.arch}, width {encoder.width}, d = {encoder.dim}"
+    return {"encoder": told, "subsets": _subsets(run)}
 
 
 def _subsets(run: Run) -> str:
