@@ -30,7 +30,8 @@ def main() -> int:
         found = step()
         failures += found
         print(f"{step.__name__}: {len(found)} wrong, {time.monotonic() - begun:.0f} s")
-    print("\n".join(failures))
+    for failure in failures:
+        print(failure)
     return 1 if failures else 0
 
 
