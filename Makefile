@@ -9,7 +9,7 @@ EXTRAS := dev$(if $(GPU),$(comma)gpu)
 # Where there is no GPU, saying so spares DeepSpeed the search and its warnings.
 RUN    := PATH="$(CURDIR)/$(BIN):$$PATH" $(if $(GPU),,DS_ACCELERATOR=cpu) $(BIN)/deepspeed --quiet
 
-.PHONY: help install browser quickstart test test-faults lint check format bench wheelhouse clean
+.PHONY: help install browser quickstart test test-faults docs lint check format bench wheelhouse clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -40,6 +40,13 @@ test: install  ## correctness regression tests
 
 test-faults: install  ## what clusters do to a run: kills, full disks, NaN, hangs, signals (docs/reliability.md)
 	$(BIN)/python -m pytest -n 2 -m faults --dist worksteal
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.docs  ## run the tutorials, build the site into build/site, follow its links
+	@PYTHONPATH="$(CURDIR)/docs:$(CURDIR)" $(BIN)/python -m manual.build
 
 lint: install  ## ruff: rules and format
 	$(BIN)/ruff check .

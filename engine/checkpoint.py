@@ -209,7 +209,7 @@ def _write(
         "format": FORMAT,
         "step": step,
         "config_hash": config_hash,
-        "versions": _versions(),
+        "versions": versions(),
         "files": files,
     }
     manifest["manifest_sha256"] = _digest_of(manifest)
@@ -311,9 +311,10 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that training depends on, as installed here."""
+    found = {"python": platform.python_version(), "torch": torch.__version__}
     for name in ("diffsiam", "deepspeed", "safetensors"):
         with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    return versions
+            found[name] = metadata.version(name)
+    return found

@@ -7,38 +7,22 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
+from engine.command_line import Overrides, group
+from engine.config_commands import register as register_config
+from engine.doctor.commands import register as register_doctor
 from engine.edit.commands import register as register_edits
-from engine.errors import FAILURES, UsageError
+from engine.errors import UsageError
+from engine.history.commands import register as register_runs
 from engine.report.commands import register as register_reports
 
-if TYPE_CHECKING:
-    import numpy as np
-    from PIL import Image
-
-ROWS_OF_ROOMS = 2  # on the sheet, above the rows of single factors
-
-
-class Commands(TyperGroup):
-    """Commands whose errors are one line on standard error and an exit code of their own."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except FAILURES as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise typer.Exit(error.exit_code) from None
-
-
-app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-config_app = typer.Typer(no_args_is_help=True, help="Look at configs.")
+app = group()
+config_app, runs_app = group("Look at configs."), group("List, compare, reproduce, prune runs.")
 app.add_typer(config_app, name="config")
-
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="Keys to override.")]
+app.add_typer(runs_app, name="runs")
 
 
 @app.callback()
@@ -103,6 +87,7 @@ def rooms(
     """The factors of the procedural rooms with their measured granularity, and a sheet that shows them."""
     from engine import screen
     from engine.data.rooms import FACTORS, granularity
+    from engine.rooms_sheet import rooms_sheet
     from engine.sheet import save
 
     change = granularity(px, seed=seed)
@@ -288,79 +273,9 @@ def verify_resume(
 
 register_edits(app)
 register_reports(app)
-
-
-@config_app.command()
-def show(
-    config: Annotated[Path, typer.Argument(help="JSON file.")],
-    overrides: Overrides = None,
-) -> None:
-    """Print every effective value: defaults, method, file and overrides together. Needs no images or
-    weights."""
-    from engine.config_file import dump, load
-
-    print(dump(load(config, overrides or [], inputs=False)), end="")
-
-
-@config_app.command()
-def explain(
-    key: Annotated[
-        str | None, typer.Argument(help="Such as subsets.choice, or a section; none: all sections.")
-    ] = None,
-) -> None:
-    """Say what a key means, what it may be and what it is by default."""
-    from engine import screen
-    from engine.config_explain import explain as entries
-
-    found = entries(key)
-    if len(found) == 1:
-        entry = found[0]
-        rows = [("type", entry.type), ("default", entry.default), ("", entry.description)]
-        screen.block(rows, entry.key)
-        return
-    section, title = (found[1:], f"{key}: {found[0].description}") if key else (found, "")
-    if title:
-        screen.line(title)
-    screen.table(
-        ["key", "type", "default", ""],
-        [[entry.key, entry.type, entry.default, entry.description] for entry in section],
-    )
-
-
-def rooms_sheet(px: int, seed: int) -> Image.Image:
-    """Rooms of ``seed``, then one row per factor: the first room with that factor at each of its values.
-
-    The values which that room has itself are framed.
-
-    Raises:
-        UsageError: for a size that cannot be drawn.
-    """
-    import numpy as np
-
-    from engine.data.rooms import FACTORS, LEVELS, Rooms
-    from engine.sheet import sheet
-
-    columns = int(LEVELS.max())
-    drawn = Rooms(px, seed, count=ROWS_OF_ROOMS * columns)
-    images = drawn.images(np.arange(len(drawn))).reshape(ROWS_OF_ROOMS, columns, px, px, 3)
-    first = drawn.factors(np.array([0]))[0]
-    factor_rows = [factor_row(first, index, px, columns) for index in range(len(FACTORS))]
-    names = ["rooms", *[""] * (ROWS_OF_ROOMS - 1), *(factor.name for factor in FACTORS)]
-    own = [(ROWS_OF_ROOMS + index, int(level)) for index, level in enumerate(first)]
-    return sheet(np.concatenate((images, factor_rows)), names, framed=[(0, 0), *own])
-
-
-def factor_row(room: np.ndarray, factor: int, px: int, columns: int) -> np.ndarray:
-    """A room's levels (12,) -> it at every value of one factor, white beyond, uint8 (columns, px, px, 3)."""
-    import numpy as np
-
-    from engine.data.rooms import LEVELS, render
-
-    levels = np.tile(room, (LEVELS[factor], 1))
-    levels[:, factor] = np.arange(LEVELS[factor])
-    row = np.full((columns, px, px, 3), 255, np.uint8)
-    row[: len(levels)] = render(levels, px)
-    return row
+register_runs(runs_app)
+register_doctor(app)
+register_config(config_app)
 
 
 def main() -> None:

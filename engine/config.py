@@ -282,6 +282,8 @@ class LogConfig(Section):
     """Steps between lines of metrics."""
     tensorboard: bool = True
     """Also write TensorBoard events."""
+    wandb: str | None = None
+    """Also log to this project of Weights & Biases (extra "wandb"; WANDB_MODE=offline keeps it here)."""
     grid_every: NonNegative = 5000
     """Steps between sheets of sample images, the last step included; 0: never."""
     grid_images: Positive = 8

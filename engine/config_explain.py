@@ -49,6 +49,11 @@ def explain(key: str | None = None) -> list[Entry]:
     return [entry for name, entry in known.items() if name == key or name.startswith(f"{key}.")]
 
 
+def leaves() -> list[str]:
+    """All keys that take a value, dotted, in the order of the schema."""
+    return [name for name, entry in _entries().items() if entry.type != "section"]
+
+
 def _entries() -> dict[str, Entry]:
     """Every key in the order of the schema, a section before its keys."""
     schema = Config.model_json_schema()

@@ -21,9 +21,8 @@ from engine.checkpoint import Checkpoint
 from engine.config import Config
 from engine.config_file import from_dict
 from engine.errors import UsageError
+from engine.model_card import card, measured
 from engine.published import demand_same_file, image_contract, read_frozen, record
-
-TEMPLATE = Path(__file__).resolve().parent / "assets" / "model_card.md"
 
 
 def export_run(run_dir: Path, out: Path, with_frozen: bool = True) -> dict[str, Any]:
@@ -44,9 +43,10 @@ def export_run(run_dir: Path, out: Path, with_frozen: bool = True) -> dict[str, 
         CheckpointError: no checkpoint is valid.
     """
     found, config, parts = averages(run_dir, with_frozen)
-    provenance, extras = _provenance(found, run_dir), parts.extras
+    provenance = _provenance(found, run_dir)
+    text = card(parts, config, provenance, measured(run_dir), out.name)
     try:
-        write_export(out, parts, provenance, card(parts, config, provenance, extras), extras)
+        write_export(out, parts, provenance, text, parts.extras)
         read_parts(out)  # what cannot be read again is no export
     except (WeightsError, OSError) as error:
         raise UsageError(f"export: {error}") from error
@@ -120,32 +120,3 @@ def _provenance(found: Checkpoint, run_dir: Path) -> dict[str, Any]:
         "versions": manifest.get("versions", {}),
         "config": found.state["config"],
     }
-
-
-def card(parts: Parts, config: Config, provenance: Mapping[str, Any], extras: Mapping[str, Any]) -> str:
-    """The model card, from what the run recorded."""
-    frozen, subsets = extras["frozen"] or {}, extras["subsets"]
-    n = len(subsets["ends"])
-    source = frozen.get("file", config.frozen.weights if config.needs_frozen else "none (SimSiam alone)")
-    return TEMPLATE.read_text().format(
-        run=provenance["run"],
-        step=provenance["step"],
-        batch=config.train.batch_size,
-        method=config.method,
-        data=f"{config.data.source}, {config.data.px} px, fingerprint {provenance['data_fingerprint'][:12]}",
-        encoder=f"{config.encoder.arch}, d = {config.encoder.dim}",
-        subsets=f"{n} of z, choice {subsets['choice']}, mask {subsets['mask']}, detach {subsets['detach']}",
-        frozen=f"{source}" + (f", sha256 {frozen['sha256']}" if frozen else ""),
-        images=parts.contract.describe(),
-        versions=", ".join(f"{name} {version}" for name, version in provenance["versions"].items()),
-        config_hash=provenance["config_hash"],
-        reconstructs=_reconstructs(parts),
-    )
-
-
-def _reconstructs(parts: Parts) -> str:
-    if parts.decoder is None:
-        return "No decoder was trained: `encode` is all there is."
-    if parts.unet is None:
-        return 'The diffusion model is not included: `diffsiam.load(path, frozen="FILE")` reconstructs.'
-    return "`model.reconstruct(images, z=edited)` gives images back, guided by z or by an edited z."

@@ -28,6 +28,7 @@ from engine.resume import load_model, restore
 from engine.step import Policy, prepare_trainable
 from engine.tasks import Batch, Task
 from engine.together import reading
+from engine.weights_and_biases import WeightsAndBiases
 
 
 def train(
@@ -241,10 +242,12 @@ def build_loader(
 
 
 def open_sinks(config: Config, run_dir: Path, start: int) -> list[Sink]:
-    """metrics.jsonl and, if asked for, TensorBoard events, both rewound to step ``start``, and the report."""
+    """metrics.jsonl and, if asked for, TensorBoard, both rewound to step ``start``; W&B; the report."""
     sinks: list[Sink] = [JsonLines(run_dir / "metrics.jsonl", start)]
     if config.log.tensorboard:
         sinks.append(TensorBoard(run_dir / "tensorboard", start))
+    if config.log.wandb:
+        sinks.append(WeightsAndBiases(config.log.wandb, run_dir, config.to_dict()))
     if config.report.page:
         sinks.append(LivePage(run_dir))
     return sinks

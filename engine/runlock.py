@@ -50,6 +50,12 @@ def run_lock(run_dir: Path | str) -> Iterator[None]:
             lock.unlink(missing_ok=True)
 
 
+def holder(run_dir: Path | str) -> str | None:
+    """Who trains in a run directory now, or None."""
+    lock = Path(run_dir) / "run.lock"
+    return _live_holder(lock) if lock.exists() else None
+
+
 def _acquire(lock: Path, mine: dict[str, Any]) -> None:
     with _alone_in(lock.parent):
         if lock.exists():

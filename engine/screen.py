@@ -1,8 +1,8 @@
 """The quiet screen: one block that says what will run, one bar, and nothing else unless something is wrong.
 
-Rank 0 speaks, the others are silent (``RANK``, as launchers set it). Where standard output is no terminal the
-bar becomes a plain line every ten seconds or so. Imports neither torch nor deepspeed: ``--help`` has to be
-fast.
+Rank 0 speaks, the others are silent (``RANK``, as launchers set it). Where standard output is no terminal, or
+``NO_COLOR`` is set, or the terminal is a dumb one, there are no colours and no frames, and the bar becomes a
+plain line every ten seconds or so.
 """
 
 from __future__ import annotations
@@ -238,8 +238,9 @@ def muted() -> Iterator[None]:
 
 
 def _console() -> Console:
-    console = Console(highlight=False, quiet=not is_speaker())
-    if not console.is_terminal:
+    plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+    console = Console(highlight=False, quiet=not is_speaker(), force_terminal=False if plain else None)
+    if not console.is_terminal and not sys.stdout.isatty():
         console.width = PLAIN_WIDTH  # a file has no width of its own
     return console
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from engine.cli import app
 from engine.data.rooms import Rooms
 from engine.errors import UsageError
 from engine.export import export_run
+from engine.model_card import measured
 
 ARCHITECTURE = UNetConfig(16, (1, 2), blocks=1, attention=(2,))
 
@@ -138,6 +140,28 @@ def test_the_card_and_the_description_say_where_it_comes_from(run, folder):
     ):
         assert word in card
     assert "{" not in card
+
+
+def test_the_lines_of_the_card_load_it_and_encode(folder, images, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    (lines,) = re.findall("```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    assert len([line for line in lines.splitlines() if line]) == 3
+    names = {"images": images}
+    exec(lines, names)
+    assert names["z"].shape == (4, 64)
+
+
+def test_the_card_says_what_was_measured_and_where_nothing_was(run, folder, tmp_path):
+    assert "Nothing was measured" in (folder / "README.md").read_text()
+    arms = {"this run": {"mean_probe": 0.65, "moved_by_all": 4}, "random encoder": {"mean_probe": 0.48}}
+    for name in ("report", "evaluation"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "report" / "evaluation.json").write_text(json.dumps({"arms": arms}))
+    (tmp_path / "evaluation" / "tables.md").write_text("| a table |\n")
+    text = measured(tmp_path)
+    assert "| mean linear probe of the factors | 0.650 | 0.480 |" in text
+    assert "| factors moved by swapping all of z | 4 |  |" in text
+    assert text.endswith("| a table |")
 
 
 def test_a_run_records_its_diffusion_model_with_architecture_and_contract(run):

@@ -1,5 +1,6 @@
 """The quiet screen."""
 
+import contextlib
 import io
 import os
 import socket
@@ -117,6 +118,30 @@ def test_on_a_terminal_there_is_one_bar_with_the_same_text(monkeypatch):
     assert "5/10" in stream.getvalue()
     assert "loss 0.25" in stream.getvalue()
     assert "warning: above the bar" in stream.getvalue()
+
+
+@pytest.mark.parametrize("variable", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_who_wants_no_colour_gets_plain_lines_on_a_terminal_too(monkeypatch, variable):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+    def shown() -> str:
+        stream = Terminal()
+        with contextlib.redirect_stdout(stream):
+            screen.block(ROWS, "DiffSiam")
+            with screen.Progress(1, images=1, clock=Clock()) as progress:
+                progress.report(1, {})
+        return stream.getvalue()
+
+    assert "\x1b" in shown()
+    monkeypatch.setenv(*next(iter(variable.items())))
+    assert "\x1b" not in shown()
+    assert "╭" not in shown()
+    assert "step 1/1" in shown()
 
 
 def test_what_is_muted_comes_back_when_it_fails(capsys):

@@ -47,9 +47,18 @@ def environment(**more: str) -> dict[str, str]:
 
 def start(arguments: list[str], **env: str) -> subprocess.Popen:
     """engine/train.py as a process of its own."""
-    command = [sys.executable, str(ROOT / "engine" / "train.py"), *arguments]
+    return start_python([str(ROOT / "engine" / "train.py"), *arguments], **env)
+
+
+def start_python(arguments: list[str], **env: str) -> subprocess.Popen:
+    """Python as a process of its own."""
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment(**env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=environment(**env),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 

@@ -33,11 +33,7 @@ def report(
         Path | None, typer.Option(help="claims.json of bench.claims (default: the one beside the runs).")
     ] = None,
 ) -> None:
-    """One HTML file of what was learned: alarms, factor map, explorer, curves, tables, sheets.
-
-    diffsiam report runs/quickstart
-    diffsiam report runs/a runs/b --out both.html
-    """
+    """One HTML file of what was learned: alarms, factor map, explorer, curves, tables, sheets."""
     from engine import screen
     from engine.report.page import LIMIT, write_report
     from engine.report.reading import read_runs
@@ -67,10 +63,7 @@ def explore(
     ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Of 127.0.0.1; 0: any that is free.")] = 8765,
 ) -> None:
-    """Edit your own images in the browser: a local page, nothing leaves this machine.
-
-    diffsiam explore runs/quickstart
-    """
+    """Edit your own images in the browser: a local page, nothing leaves this machine."""
     from engine.errors import UsageError
 
     try:
