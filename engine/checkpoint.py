@@ -251,6 +251,8 @@ def _prune(parent: Path, step: int, keep: int) -> None:
     # neither must what a save that was cut off left where a rename is no single moment.
     older = sorted(found for found in _checkpoints(parent) if found[0] <= step)
     kept = [found for found in older if _looks_whole(found[1])][-keep:]
+    if len(kept) < keep:
+        return  # while there are so few, what looks damaged may be all that can be rescued
     for _, path in (found for found in older if found not in kept):
         try:
             _discard(path)
