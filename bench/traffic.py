@@ -15,8 +15,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from engine.operations import moves
-
 PHILOX_OPERATIONS = 10 * 8 / 4 + 12  # ten rounds of eight integer operations for four words; one normal each
 # Floating-point operations of an element: statistics 4, apply 9; their backward: two sums 13, dx 16.
 ADAGN_FORWARD, ADAGN_BACKWARD = 13, 29
@@ -53,7 +51,9 @@ class Counter(TorchDispatchMode):
     ) -> Any:
         out = function(*args, **(kwargs or {}))
         results = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
-        if results and moves(function):
+        aliases = any(r.alias_info is not None for r in function._schema.returns)
+        written = any(r.alias_info is not None and r.alias_info.is_write for r in function._schema.returns)
+        if results and (written or not aliases) and "empty" not in str(function):
             inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
             self.bytes += sum(t.numel() * t.element_size() for t in (*inputs, *results))
             self.launches += 1
