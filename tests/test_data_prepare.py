@@ -158,7 +158,7 @@ def test_more_broken_images_than_allowed_end_it_with_code_5(source, tmp_path, in
 
 def test_a_disk_that_is_too_small_is_noticed_before_it_begins(source, tmp_path, in_this_process, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 1000))
-    with pytest.raises(UsageError, match="10 images of about 0.8 KiB need .* are free; make room"):
+    with pytest.raises(UsageError, match="10 images of about 768 bytes need .* are free; make room"):
         prepare(source, tmp_path / "set", 16, allowed=2)
     assert not list((tmp_path / "set").glob("0*"))
 

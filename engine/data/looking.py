@@ -19,6 +19,7 @@ from engine.data.prepare import SHEET_COLUMNS, SHEET_ROWS, contact_sheet
 from engine.data.source import Source
 from engine.errors import DataError
 from engine.sheet import save
+from engine.words import size_of
 
 LOOKED_AT = 1000
 CHUNK = 64
@@ -124,7 +125,7 @@ def _rows(source: Source, found: Found, looked: int) -> list[tuple[str, str]]:
             ("formats", _counts(found.kinds)),
             ("modes", _counts(found.modes) + (f"; {found.turned} turned by EXIF" if found.turned else "")),
         ]
-    each = f"{found.bytes / looked / 1024:.1f} KiB"
+    each = size_of(found.bytes / looked)
     rows.append(("bytes", f"{each} an image, about {_total(source, found, looked)}"))
     if source.labels is not None:
         classes = ", ".join(map(str, source.classes[:10])) + (", ..." if len(source.classes) > 10 else "")
@@ -139,8 +140,7 @@ def _rows(source: Source, found: Found, looked: int) -> list[tuple[str, str]]:
 
 
 def _total(source: Source, found: Found, looked: int) -> str:
-    total = found.bytes / looked * len(source)
-    return f"{total / 2**30:.1f} GiB in all" if total >= 2**30 else f"{total / 2**20:.1f} MiB in all"
+    return f"{size_of(found.bytes / looked * len(source))} in all"
 
 
 def _spread(values: np.ndarray) -> str:

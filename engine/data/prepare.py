@@ -29,6 +29,7 @@ from engine.data.prepared import MANIFEST, VERSION
 from engine.data.source import Source
 from engine.errors import DataError, UsageError
 from engine.sheet import save, sheet
+from engine.words import size_of
 
 SHARD = 4096  # images
 SAMPLE = 64  # images from which the size of the whole is estimated
@@ -106,6 +107,8 @@ def _claim(target: Path, plan: Plan) -> None:
 
 def _demand_space(source: Source, target: Path, plan: Plan, missing: list[int]) -> None:
     """Estimate what the missing shards need from images spread over the source."""
+    if not missing:
+        return
     asked = np.linspace(0, len(source) - 1, min(SAMPLE, len(source))).astype(np.int64)
     pictures = fetch(source, plan.px, asked, quarantine=Quarantine(source, len(source), quiet=True))
     each = float(np.mean([len(encoded(picture, plan)) for picture in pictures]))
@@ -113,10 +116,13 @@ def _demand_space(source: Source, target: Path, plan: Plan, missing: list[int]) 
     needs, free = int(SPARE * each * images), shutil.disk_usage(target).free
     if needs > free:
         raise UsageError(
-            f"{target}: {images:,} images of about {each / 1024:.1f} KiB need {needs / 2**30:.1f} GiB, and "
-            f"{free / 2**30:.1f} GiB are free; make room, lower --px or --quality, or name another disk"
+            f"{target}: {images:,} images of about {size_of(each)} need {size_of(needs)}, and "
+            f"{size_of(free)} are free; make room, lower --px or --quality, or name another disk"
         )
-    screen.line(f"{len(missing)} shards to make, about {needs / 2**30:.2f} GiB ({free / 2**30:.1f} GiB free)")
+    screen.line(
+        f"{len(missing):,} shard{'s' * (len(missing) > 1)} to make, about {size_of(needs)} "
+        f"({size_of(free)} free)"
+    )
 
 
 def _make(source: Source, target: Path, plan: Plan, missing: list[int], workers: int) -> None:

@@ -91,7 +91,8 @@ class TarSource(Source):
 
     def describe(self) -> str:
         classes = f" in {len(self.classes)} classes" if self.classes else ""
-        return f"tar {self.root}: {len(self):,} images{classes} in {len(self.shards)} shards{self.split}"
+        shards = f" in {len(self.shards):,} shards" if len(self.shards) > 1 else ""
+        return f"tar {self.root}: {len(self):,} images{classes}{shards}{self.split}"
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(f"{self.name} {len(self)}".encode())
