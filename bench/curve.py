@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.contenders import Batch, Ours
 from bench.gate import SMALL_LOSS
 from bench.report import markdown
-from bench.step import Batch, Ours, parse, with_ranks
+from bench.step import parse, with_ranks
 from engine.config import Config
 from engine.data.rooms import Rooms
 from engine.errors import UsageError

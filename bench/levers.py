@@ -22,19 +22,12 @@ from typing import Any
 
 import torch
 
+from bench.contenders import Batch, Ours, build_rival, make_batch, rival_gradients, views_of
 from bench.gate import Gate, Result, comparable, compare, compare_rounded
 from bench.report import in_a_line, markdown
-from bench.step import (
-    Batch,
-    Ours,
-    build_published,
-    make_batch,
-    parse,
-    published_gradients,
-    race,
-    timed,
-    with_ranks,
-)
+from bench.rivals import Published
+from bench.step import parse, with_ranks
+from bench.timing import race, timed
 from engine.config import Config
 from engine.errors import UsageError
 from engine.parallel import Ranks
@@ -122,11 +115,9 @@ def published_step(
     config: Config, device: torch.device, batch: Batch, autocast: torch.dtype | None
 ) -> tuple[Callable[[], Result], Callable[[], Any]]:
     """Gradients and step as published, or with autocast's one line added."""
-    published = build_published(config, device, autocast)
-    views = [batch[name] for name in ("view_1", "view_2") if name in batch]
-    return partial(published_gradients, published, batch, config.seed), lambda: published.step(
-        batch["x_0"], views
-    )
+    published = build_rival(Published, config, device, autocast)
+    step = partial(published.step, batch["x_0"], views_of(batch))
+    return partial(rival_gradients, published, batch, config.seed), step
 
 
 def contestants(config: Config, ranks: Ranks, policy: Policy, batch: Batch) -> list[Contestant]:

@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.step import Ours, config_for, make_batch
+from bench.contenders import Ours, make_batch
+from bench.step import config_for
 from engine import screen
 from engine.config import Config
 from engine.cost import build_networks, measure

@@ -9,13 +9,13 @@ per tensor; the loss read by the host in every step.
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffsiam.attention import set_attention
+from diffsiam.attention import AttentionBlock, set_attention
 from diffsiam.decoder import Decoder
 from diffsiam.layers import ResBlock
 from diffsiam.simsiam import SimSiam
@@ -33,15 +33,15 @@ class Draws(NamedTuple):
     eps: Tensor
 
 
-class Published:
-    """One training step in the published manner.
+class Rival:
+    """One training step written around the same networks: what all rivals share.
 
     Args:
         config: of the run; its optimizer, loss weights and rules are followed.
         encoder, decoder, simsiam, frozen: networks on the device, float32, which this object takes over;
             decoder and frozen, or simsiam, are None where the config trains without them.
         subsets: the split of z and the rule for k.
-        autocast: compute dtype, None for float32 as published.
+        autocast: compute dtype, None for float32.
     """
 
     def __init__(
@@ -59,20 +59,23 @@ class Published:
         self.device = next(encoder.parameters()).device
         trained = {"encoder": encoder, "decoder": decoder, "simsiam": simsiam}
         self.module = nn.ModuleDict({name: part for name, part in trained.items() if part is not None})
-        for network in (*self.module.values(), *([frozen] if frozen is not None else [])):
+        for network in self.networks():
             in_published_manner(network)
         self.tables = noise_tables(config, self.device)
         self.seen, self.taught = mask_tables(subsets, self.device)
-        self.optimizer = self._optimizer()
-        self.average = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
 
-    def _optimizer(self) -> torch.optim.Optimizer:
+    optimizer: torch.optim.Optimizer
+
+    def networks(self) -> list[nn.Module]:
+        """The trained ones and the frozen one."""
+        return [*self.module.values(), *([self.frozen] if self.frozen is not None else [])]
+
+    def make_optimizer(self, **how: bool) -> torch.optim.Optimizer:
+        """The config's optimizer in one of torch's implementations (``foreach``, ``fused``)."""
         o, parameters = self.config.optimizer, list(self.module.parameters())
         if o.name == "sgd":
-            return torch.optim.SGD(parameters, o.lr, o.momentum, weight_decay=o.weight_decay, foreach=False)
-        return torch.optim.Adam(
-            parameters, o.lr, o.betas, weight_decay=o.weight_decay, foreach=False, fused=False
-        )
+            return torch.optim.SGD(parameters, o.lr, o.momentum, weight_decay=o.weight_decay, **how)
+        return torch.optim.Adam(parameters, o.lr, o.betas, weight_decay=o.weight_decay, **how)
 
     def draw(self, batch: int) -> Draws:
         """Draws of torch's own generator, as published."""
@@ -81,9 +84,16 @@ class Published:
         free = torch.randint(1, n + 1, (batch,), device=self.device)
         k = free if self.subsets.choice == "random" else self.subsets.at_time(t)
         jump = free if self.subsets.choice == "full" else k
+        return Draws(t, t + jump if self.subsets.jump else t, k, self.noise(batch))
+
+    def noise(self, batch: int) -> Tensor:
+        """eps of a batch (B, 3, H, W)."""
         px = self.config.data.px
-        eps = torch.randn(batch, 3, px, px, device=self.device)
-        return Draws(t, t + jump if self.subsets.jump else t, k, eps)
+        return torch.randn(batch, 3, px, px, device=self.device)
+
+    def images(self, x: Tensor) -> Tensor:
+        """uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in [-1, 1]."""
+        return _images(x)
 
     def loss(self, x_0: Tensor, views: list[Tensor], draws: Draws) -> Tensor:
         """Thesis Eq. 3.12 for uint8 images (B, H, W, 3), 0-d."""
@@ -92,9 +102,9 @@ class Published:
         ):
             total = torch.zeros((), device=self.device)
             if self.decoder is not None:
-                total = total + self.config.loss.weight * self._compensation(_images(x_0), draws)
+                total = total + self.config.loss.weight * self._compensation(self.images(x_0), draws)
             if self.simsiam is not None:
-                total = total + self.config.simsiam.weight * self._invariance(*map(_images, views))
+                total = total + self.config.simsiam.weight * self._invariance(*map(self.images, views))
             return total
 
     def _compensation(self, x_0: Tensor, draws: Draws) -> Tensor:
@@ -122,21 +132,60 @@ class Published:
     def _at(self, name: str, t: Tensor) -> Tensor:
         return self.tables[name][t][:, None, None, None]
 
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of a loss."""
+        loss.backward()
+
+    def update(self) -> None:
+        """One update of the parameters."""
+        if self.config.optimizer.grad_clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.config.optimizer.grad_clip)
+        self.optimizer.step()
+
+    def follow(self) -> None:
+        """One update of the parameters' average."""
+        raise NotImplementedError
+
+    def step(self, x_0: Tensor, views: list[Tensor]) -> Tensor | float:
+        """Draw, forward, backward, update, average; returns the loss."""
+        raise NotImplementedError
+
+    def state(self) -> list[Tensor]:
+        """All tensors that stay from step to step."""
+        held = [t for network in self.networks() for t in (*network.parameters(), *network.buffers())]
+        moments = [
+            t for state in self.optimizer.state.values() for t in state.values() if isinstance(t, Tensor)
+        ]
+        return [*held, *moments]
+
+
+class Published(Rival):
+    """The training step in the published manner."""
+
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self.optimizer = self.make_optimizer(foreach=False, fused=False)
+        self.average = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
+
     def step(self, x_0: Tensor, views: list[Tensor]) -> float:
         """Draw, forward, backward, update, average; returns the loss."""
         self.optimizer.zero_grad()
         loss = self.loss(x_0, views, self.draw(len(x_0)))
-        loss.backward()
-        if self.config.optimizer.grad_clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.config.optimizer.grad_clip)
-        self.optimizer.step()
+        self.backward(loss)
+        self.update()
+        self.follow()
+        return loss.item()
+
+    def follow(self) -> None:
         decay = self.config.train.ema_decay
         with torch.no_grad():
             for name, value in self.module.named_parameters():
                 self.average[name].mul_(decay).add_(value, alpha=1 - decay)
             for name, buffer in self.module.named_buffers():
                 self.average[name].copy_(buffer)
-        return loss.item()
+
+    def state(self) -> list[Tensor]:
+        return [*super().state(), *self.average.values()]
 
 
 def _images(x: Tensor) -> Tensor:
@@ -175,10 +224,23 @@ def in_published_manner(network: nn.Module) -> None:
     """Let residual blocks, heads and attention compute as they were published; their weights stay."""
     set_attention(network, attend)
     for module in network.modules():
+        if isinstance(module, AttentionBlock):
+            module.forward = partial(attention, module)  # type: ignore[method-assign]
         if isinstance(module, ResBlock):
             module.forward = partial(residual, module)  # type: ignore[method-assign]
         elif isinstance(module, OutputHead):  # its layers one after the other
             module.forward = partial(nn.Sequential.forward, module)  # type: ignore[method-assign]
+
+
+def attention(block: AttentionBlock, x: Tensor) -> Tensor:
+    """Guided diffusion's attention block: 1x1 convolutions over (B, C, tokens)."""
+    batch, channels, height, width = x.shape
+    heads, order = block.heads, block.new_order
+    qkv = F.conv1d(block.norm(x).flatten(2), block.qkv.weight, block.qkv.bias)
+    qkv = qkv.view(batch, *((3, heads) if order else (heads, 3)), channels // heads, height * width)
+    q, k, v = (part.transpose(-1, -2) for part in qkv.unbind(1 if order else 2))
+    h = block.attend(q, k, v).transpose(-1, -2).reshape(batch, channels, height * width)
+    return x + F.conv1d(h, block.proj_out.weight, block.proj_out.bias).view(x.shape)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

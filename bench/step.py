@@ -1,12 +1,13 @@
-"""Time our whole training step beside the published one: ``python -m bench.step``, or ``make bench``.
+"""Time our whole training step beside its rivals: ``python -m bench.step``, or ``make bench``.
 
-First the gate: with the same weights, batch, t, k and noise both must give the same loss and gradients in
-float32; where ours is to run in bfloat16 or compiled, that step must then agree with the float32 one within
-its precision. A red gate ends the run with exit code 1 and no timing.
+Rivals are the published step (:mod:`bench.rivals`) and the one that a good engineer writes
+(:mod:`bench.plain`). First the gate: with the same weights, batch, t, k and noise all must give the same loss
+and gradients in float32; where they are to run in bfloat16 or compiled, those steps must then agree with the
+float32 one within their precision. A red gate ends the run with exit code 1 and no timing.
 
-Then both steps (draws, encoder, noise, frozen and trained decoders, losses, backward, optimizer, average) are
+Then the steps (draws, encoder, noise, frozen and trained decoders, losses, backward, optimizer, average) are
 timed in turns on a batch that lies in memory. There each draws t, k and noise in its own way, which is part
-of the price. Dropout is off: the two could not draw the same masks.
+of the price. Dropout is off: they could not draw the same masks.
 """
 
 from __future__ import annotations
@@ -14,203 +15,142 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import statistics
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-from bench.gate import Gate, Result, comparable, compare, compare_rounded, take_gradients, wake
-from bench.rivals import Draws, Published
-from diffsiam.objective import DiffSiam
+from bench.contenders import Ours, build_rival, make_batch, rival_gradients, rival_phases, views_of
+from bench.gate import Gate, comparable, compare, compare_rounded
+from bench.plain import Plain
+from bench.rivals import Published, Rival
+from bench.timing import peaks, race, split
 from engine import screen
-from engine.build import build_frozen
 from engine.config import Config
 from engine.config_file import load
-from engine.ema import Ema
 from engine.errors import UsageError
-from engine.learning_rate import learning_rate
-from engine.loop import build_trainer, due, reseed_dropout
-from engine.metrics import Metrics
+from engine.operations import Operations
 from engine.parallel import Ranks, start_ranks, stop_ranks
-from engine.step import Policy, choose_policy, prepare_frozen, prepare_trainable
-from engine.tasks import Representation
-from kernels.noise_jump.ref import noise_for
+from engine.step import Policy, choose_policy
+from engine.words import size_of
 
-SMALLEST_BATCH = 8
-BLOCK = 5  # steps in a row before the other takes its turn
-WARM_UP = {"cpu": 2, "cuda": 20}
+SMALLEST_GATE = 8  # images: batch norms of fewer magnify rounding beyond comparison
+SPLIT_STEPS = 3  # whose parts are timed
+COMPILE = ("auto", "on", "off")
 
-Batch = dict[str, Tensor]
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Milliseconds per step over all timed steps, and images per second at the median."""
+def bench(config: Config, count: int, ranks: Ranks, compile: str = "auto") -> dict[str, Any]:
+    """Gate and, if it is green, times: what ``--json`` prints.
 
-    median_ms: float
-    p20_ms: float
-    p80_ms: float
-    images_per_second: float
-
-
-class Ours:
-    """The training step of engine/loop.py without loader and files."""
-
-    def __init__(self, config: Config, ranks: Ranks, policy: Policy):
-        self.config, self.steps = config, 0
-        original = build_frozen(config)
-        frozen = None if original is None else prepare_frozen(wake(original), policy)
-        self.task = Representation(config, policy, frozen, boundaries(config), start=original)
-        module = prepare_trainable(wake(self.task.build()), policy)
-        self.trainer = build_trainer(config, module, ranks, policy)
-        buffers = self.trainer.module.named_buffers()
-        train = config.train
-        self.ema = Ema(self.trainer.local_parameters(), buffers, train.ema_decay, train.ema_warmup)
-        self.metrics = Metrics(ranks.device)
-
-    def gradients(self, batch: Batch) -> Result:
-        """Loss and gradients of the trained parameters, without an update."""
-        loss = self.task.loss(self.trainer.engine, batch)
-        self.trainer.backward(loss)
-        return loss.detach(), take_gradients(self.trainer.module)
-
-    def step(self, batch: Batch) -> Tensor:
-        """One update; returns the loss, 0-d, which nobody has waited for."""
-        self.trainer.set_lr(learning_rate(self.config, self.steps))
-        reseed_dropout(self.config, self.steps, 0)
-        loss = self.task.loss(self.trainer.engine, batch, self.metrics)
-        self.trainer.backward(loss)
-        self.metrics.settle(self.trainer.step())
-        self.ema.update(self.steps)
-        self.steps += 1
-        if due(self.config.log.every, self.steps):
-            self.metrics.flush()
-        return loss.detach()
-
-
-def build_published(config: Config, device: torch.device, autocast: torch.dtype | None = None) -> Published:
-    """The published step with the weights that :class:`Ours` starts from."""
-    frozen = build_frozen(config)
-    policy = choose_policy(config, device)
-    task = Representation(config, policy, None if frozen is None else wake(frozen), boundaries(config))
-    module = wake(task.build()).to(device)
-    assert isinstance(module, DiffSiam)
-    frozen = None if frozen is None else frozen.to(device)
-    return Published(config, module.encoder, module.decoder, module.simsiam, frozen, task.subsets, autocast)
-
-
-def published_gradients(published: Published, batch: Batch, seed: int) -> Result:
-    """Loss and gradients for our t, k and noise."""
-    positions, px = batch["position"], published.config.data.px
-    draw = published.subsets.draw(seed, positions)
-    draws = Draws(draw.t, draw.level, draw.k, noise_for(seed, positions, (3, px, px)))
-    loss = published.loss(batch["x_0"], _views(batch), draws)
-    loss.backward()
-    return loss.detach(), take_gradients(published.module)
-
-
-def _views(batch: Batch) -> list[Tensor]:
-    return [batch[name] for name in ("view_1", "view_2") if name in batch]
-
-
-def boundaries(config: Config) -> list[int] | None:
-    """Those of the config, or equal windows: a step takes as long with any."""
-    if config.subsets.choice != "profile":
-        return None
-    n, steps = config.subsets.n, config.schedule.steps
-    return list(config.subsets.boundaries or (steps * i // n for i in range(1, n)))
-
-
-def make_batch(config: Config, device: torch.device) -> Batch:
-    """Random images: nothing in a step depends on what they show."""
-    generator = torch.Generator().manual_seed(config.seed)
-    shape = (config.train.batch_size, config.data.px, config.data.px, 3)
-    names = ("x_0", "view_1", "view_2") if config.simsiam.weight > 0 else ("x_0",)
-    batch = {name: torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator) for name in names}
-    batch["position"] = torch.arange(shape[0])
-    return {name: tensor.to(device) for name, tensor in batch.items()}
-
-
-def timed(step: Callable[[], Any], count: int, device: torch.device) -> list[float]:
-    """Milliseconds of each of ``count`` steps; by the device's own clock on CUDA, for the host runs ahead."""
-    if device.type == "cuda":
-        events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
-        events[0].record()
-        for event in events[1:]:
-            step()
-            event.record()
-        torch.cuda.synchronize()
-        return [a.elapsed_time(b) for a, b in zip(events, events[1:], strict=False)]
-    marks = [time.perf_counter()]
-    for _ in range(count):
-        step()
-        marks.append(time.perf_counter())
-    return [1000 * (b - a) for a, b in zip(marks, marks[1:], strict=False)]
-
-
-def race(
-    steps: dict[str, Callable[[], Any]], count: int, batch: int, device: torch.device
-) -> dict[str, Timing]:
-    """Time every step ``count`` times or some more, in turns, so that a drifting clock meets all of them."""
-    for step in steps.values():
-        timed(step, WARM_UP[device.type], device)
-    spent: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(-(-count // BLOCK)):
-        for name, step in steps.items():
-            spent[name] += timed(step, BLOCK, device)
-    return {name: _timing(values, batch) for name, values in spent.items()}
-
-
-def _timing(milliseconds: list[float], batch: int) -> Timing:
-    fifths = statistics.quantiles(milliseconds, n=5)
-    median = statistics.median(milliseconds)
-    return Timing(median, fifths[0], fifths[3], 1000 * batch / median)
-
-
-def bench(config: Config, count: int, ranks: Ranks) -> dict[str, Any]:
-    """Gate and, if it is green, times: what ``--json`` prints."""
-    device, batch = ranks.device, make_batch(config, ranks.device)
-    exact = _with(config, precision="fp32", compile="off")
-    policy, exact_policy = choose_policy(config, device), choose_policy(exact, device)
-    published, ours = build_published(config, device), Ours(exact, ranks, exact_policy)
-    with comparable():
-        gate = compare(ours.gradients(batch), published_gradients(published, batch, config.seed))
-    report: dict[str, Any] = {"machine": _machine(config, policy), "gate": asdict(gate)}
-    views = _views(batch)
-    rivals = {"published": lambda: published.step(batch["x_0"], views)}
-    if gate.green and (policy.autocast is not None or policy.compile):
-        ours, rounded = Ours(config, ranks, policy), None
-        if policy.autocast is not None:
-            cast = build_published(config, device, policy.autocast)
-            rivals["published_autocast"] = lambda: cast.step(batch["x_0"], views)
-            rounded = published_gradients(cast, batch, config.seed)
-        reference = published_gradients(published, batch, config.seed)
-        gate = compare_rounded(ours.gradients(batch), reference, rounded)
-        report["gate_fast"] = asdict(gate)
-    if not gate.green:
+    Args:
+        count: timed steps of each.
+        compile: whether the plain rival is compiled; "auto": on CUDA.
+    """
+    device, policy = ranks.device, choose_policy(config, ranks.device)
+    compiled = compile == "on" or (compile == "auto" and device.type == "cuda")
+    report: dict[str, Any] = {"machine": _machine(config, policy, compiled)}
+    steps: dict[str, Ours | Rival] = {}
+    if not _gates(report, steps, config, ranks, policy, compiled):
         return report
 
-    steps: dict[str, Callable[[], Any]] = {"ours": lambda: ours.step(batch), **rivals}
-    timings = race(steps, count, config.train.batch_size, device)
+    batch = make_batch(config, device)
+    views = views_of(batch)
+    calls: dict[str, Callable[[], Any]] = {}
+    for name, one in steps.items():
+        calls[name] = (
+            partial(one.step, batch) if isinstance(one, Ours) else partial(one.step, batch["x_0"], views)
+        )
+    timings = race(calls, count, config.train.batch_size, device)
+    report["split"], report["peak_memory"] = {}, {}
+    for name, one in steps.items():
+        phases = one.phases() if isinstance(one, Ours) else rival_phases(one)
+        report["split"][name] = split(calls[name], phases, SPLIT_STEPS, device)
+        report["peak_memory"][name] = _peak_memory(calls[name], one, name == "plain" and compiled, device)
     for name, timing in timings.items():
         report[name], report[f"{name}_ms"] = asdict(timing), timing.median_ms
         if name != "ours":
             report[f"ratio_{name}"] = timing.median_ms / timings["ours"].median_ms
+    reached = peaks(device, policy.autocast or torch.float32)
+    report["peaks"], rate = reached, report["flop_step"] / (report["ours_ms"] / 1000)
+    report["flop_per_second"], report["share_of_peak"] = rate, rate / reached["convolution"]
     return report
+
+
+def _gates(
+    report: dict[str, Any],
+    steps: dict[str, Ours | Rival],
+    config: Config,
+    ranks: Ranks,
+    policy: Policy,
+    compiled: bool,
+) -> bool:
+    """Compare all steps, note the gates in ``report`` and what is to be timed in ``steps``; whether all are
+    green.
+    """
+    device, seed = ranks.device, config.seed
+    batch = make_batch(config, device, max(config.train.batch_size, SMALLEST_GATE))
+    exact = _with(config, precision="fp32", compile="off")
+    published = build_rival(Published, config, device)
+    with comparable():
+        with FlopCounterMode(display=False) as counter:
+            reference = rival_gradients(published, batch, seed)
+        # Of the published step: what another computes in fewer operations counts as these.
+        report["flop_step"] = counter.get_total_flops() * config.train.batch_size // len(batch["x_0"])
+        ours = Ours(exact, ranks, choose_policy(exact, device))
+        gate = compare(ours.gradients(batch), reference)
+        plain = build_rival(Plain, config, device)
+        gate_plain = compare(rival_gradients(plain, batch, seed), reference)
+    report["gate"], report["gate_plain"] = asdict(gate), asdict(gate_plain)
+    if not (gate.green and gate_plain.green):
+        return False
+    if policy.autocast is not None or policy.compile or compiled:
+        del ours, plain
+        ours, rounded = Ours(config, ranks, policy), None
+        plain = build_rival(partial(Plain, compiled=compiled), config, device, policy.autocast)
+        if policy.autocast is not None:
+            cast = build_rival(Published, config, device, policy.autocast)
+            rounded = rival_gradients(cast, batch, seed)
+            del cast
+        reference = rival_gradients(published, batch, seed)
+        gate = compare_rounded(ours.gradients(batch), reference, rounded)
+        gate_plain = compare_rounded(rival_gradients(plain, batch, seed), reference, rounded)
+        report["gate_fast"], report["gate_plain_fast"] = asdict(gate), asdict(gate_plain)
+    steps |= {"ours": ours, "published": published, "plain": plain}
+    return gate.green and gate_plain.green
+
+
+def _peak_memory(
+    step: Callable[[], Any], one: Ours | Rival, compiled: bool, device: torch.device
+) -> int | None:
+    """Bytes of what stays from step to step and, at its largest, of what a step makes; None for a compiled
+    step on a CPU, where nobody counts.
+    """
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in one.state()}
+    state = sum(storages.values())
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return state + torch.cuda.max_memory_allocated() - before
+    if compiled:
+        return None
+    with Operations() as seen:
+        step()
+    return state + seen.peak
 
 
 def _with(config: Config, **train: Any) -> Config:
     return config.model_copy(update={"train": config.train.model_copy(update=train)})
 
 
-def _machine(config: Config, policy: Policy) -> dict[str, Any]:
+def _machine(config: Config, policy: Policy, compiled: bool) -> dict[str, Any]:
     cuda = policy.device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(policy.device)
@@ -219,6 +159,8 @@ def _machine(config: Config, policy: Policy) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "precision": dict(policy.reasons)["precision"],
+        "ours": dict(policy.reasons)["networks"],
+        "plain": "compiled" if compiled else "eager",
         "px": config.data.px,
         "batch": config.train.batch_size,
     }
@@ -227,15 +169,26 @@ def _machine(config: Config, policy: Policy) -> dict[str, Any]:
 def show(report: dict[str, Any]) -> None:
     """Print a report for people."""
     screen.block([(name, str(value)) for name, value in report["machine"].items()], "bench.step")
-    for name in ("gate", "gate_fast"):
+    for name in ("gate", "gate_plain", "gate_fast", "gate_plain_fast"):
         if gate := report.get(name):
             screen.line(f"{name}: {Gate(**gate)}")
-    names = [name for name in ("ours", "published", "published_autocast") if name in report]
+    names = [name for name in ("ours", "published", "plain") if name in report]
     if not names:
         screen.warn("the steps do not compute the same thing: nothing was timed")
         return
     rows = [[name, *report[name].values(), report.get(f"ratio_{name}", 1.0)] for name in names]
     screen.table(["step", "median ms", "p20", "p80", "images/s", "time / ours"], rows)
+    parts = list(dict.fromkeys(part for name in names for part in report["split"][name]))
+    rows = [[name, *(report["split"][name].get(part, "") for part in parts)] for name in names]
+    screen.table(["ms of", *parts], rows)
+    for name in names:
+        peak = report["peak_memory"][name]
+        screen.line(f"peak memory, {name}: {'not counted' if peak is None else size_of(peak)}")
+    convolution, product = (rate / 1e9 for rate in report["peaks"].values())
+    screen.line(
+        f"{report['flop_step'] / 1e9:.1f} GFLOP a step, {report['flop_per_second'] / 1e9:.0f} GFLOP/s: "
+        f"{report['share_of_peak']:.0%} of a convolution's {convolution:.0f} (a product: {product:.0f})"
+    )
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -250,6 +203,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--steps", type=int, default=15, help="timed steps of each kind (default: %(default)s)"
     )
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+    parser.add_argument(
+        "--compile", choices=COMPILE, default="auto", help="compile the plain rival (auto: on CUDA; minutes)"
+    )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override keys of the config")
     return parser.parse_intermixed_args(arguments)
@@ -271,11 +227,8 @@ def config_for(options: argparse.Namespace) -> Config:
         raise UsageError(
             f"{options.config}: task=diffusion has no rival here; give a config of task=diffsiam"
         )
-    if config.train.batch_size < SMALLEST_BATCH:
-        raise UsageError(
-            f"batch of {config.train.batch_size}: batch norms of so few images magnify rounding beyond "
-            f"comparison; use --batch {SMALLEST_BATCH} or more"
-        )
+    if config.train.batch_size < 2:
+        raise UsageError("batch of 1: batch norms need at least two images; use --batch 2 or more")
     return config
 
 
@@ -312,7 +265,9 @@ def main(arguments: list[str]) -> int:
     """Run and return the exit code: 0 timed, 1 the gate is red, 2 usage."""
     options = parse(arguments)
     try:
-        report = with_ranks(options, lambda config, ranks: bench(config, options.steps, ranks))
+        report = with_ranks(
+            options, lambda config, ranks: bench(config, options.steps, ranks, options.compile)
+        )
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.adagn_silu.op import adagn_silu, add_adagn_silu
+from kernels.adagn_silu.op import group_norm as group_norm_alone
 
 M = TypeVar("M", bound=nn.Module)
 Norm = Callable[[int], nn.GroupNorm]  # channels -> their norm
@@ -66,6 +67,12 @@ def norm_silu(
     y, total = add_adagn_silu(x.x, x.residual, *affine)
     x.added.append(total)
     return y
+
+
+def normed(x: Tensor, norm: nn.Module) -> Tensor:
+    """A group norm alone (:func:`kernels.adagn_silu.op.group_norm`)."""
+    assert isinstance(norm, nn.GroupNorm)
+    return group_norm_alone(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
 
 
 def zeroed(module: M) -> M:

@@ -50,7 +50,7 @@ def choose_policy(config: Config, device: torch.device) -> Policy:
     """
     autocast, precision = _precision(config, device)
     dtype = autocast if autocast is not None and device.type == "cuda" else torch.float32
-    attend, attention = choose_attention(device, dtype)
+    attend, attention = choose_attention(device, autocast or torch.float32)
     compiles = config.train.compile == "auto" and device.type == "cuda"
     if compiles:
         networks = "torch.compile"

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,18 +12,15 @@ import torch
 from torch import Tensor
 
 import bench.step
+import diffsiam.attention
 import diffsiam.layers
-from bench import rivals
+from bench import rivals, timing
+from bench.contenders import boundaries, build_rival, make_batch, rival_gradients, rival_phases, views_of
 from bench.gate import Gate, comparable, compare, compare_rounded, take_gradients, wake
-from bench.step import (
-    boundaries,
-    build_published,
-    config_for,
-    make_batch,
-    parse,
-    published_gradients,
-    race,
-)
+from bench.plain import Plain
+from bench.rivals import Published
+from bench.step import config_for, parse
+from bench.timing import race, split
 from diffsiam.schedule import Schedule
 from diffsiam.subsets import Subsets, balanced_ends
 from engine.build import build_frozen
@@ -73,7 +71,7 @@ def our_gradients(config: Config, batch: dict[str, Tensor]) -> tuple[Tensor, dic
 def gate(config: Config) -> Gate:
     batch = make_batch(config, CPU)
     with comparable():
-        published = published_gradients(build_published(config, CPU), batch, config.seed)
+        published = rival_gradients(build_rival(Published, config, CPU), batch, config.seed)
         return compare(our_gradients(config, batch), published)
 
 
@@ -91,6 +89,34 @@ def test_both_steps_compute_the_same_loss_and_gradients(tmp_path, overrides):
     agreement = gate(config(tmp_path, *overrides))
     assert agreement.green, str(agreement)
     assert agreement.cosine == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_plain_step_computes_the_published_loss_and_gradients(tmp_path, method):
+    setting = config(tmp_path, f"method={method}")
+    batch = make_batch(setting, CPU)
+    with comparable():
+        plain, published = (
+            rival_gradients(build_rival(kind, setting, CPU), batch, setting.seed)
+            for kind in (Plain, Published)
+        )
+    assert compare(plain, published).green
+
+
+def test_the_plain_step_is_channels_last_all_through_and_waits_for_nothing(tmp_path):
+    setting = config(tmp_path)
+    plain, batch, layouts = build_rival(Plain, setting, CPU), make_batch(setting, CPU), []
+    for network in plain.networks():
+        for module in network.modules():
+            if isinstance(module, torch.nn.Conv2d) and module.in_channels > 3:
+                assert module.weight.is_contiguous(memory_format=torch.channels_last)
+                module.register_forward_pre_hook(
+                    lambda _, x: layouts.append(x[0].is_contiguous(memory_format=torch.channels_last))
+                )
+    loss = plain.step(batch["x_0"], views_of(batch))
+    assert isinstance(loss, Tensor)
+    assert len(layouts) > 20
+    assert all(layouts)
 
 
 def shifted_masks(subsets: Subsets, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -185,18 +211,69 @@ def test_noise_tables_are_those_of_the_schedule(tmp_path):
         torch.testing.assert_close(table, getattr(schedule, name).float(), rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("kind", [Published, Plain])
 @pytest.mark.parametrize("method", METHODS)
-def test_the_published_step_learns_and_averages(tmp_path, method):
+def test_a_rival_s_step_learns_and_averages(tmp_path, method, kind):
     setting = config(tmp_path, f"method={method}", "optimizer.lr=0.01", "train.ema_decay=0.5")
-    published, batch = build_published(setting, CPU), make_batch(setting, CPU)
-    before = {name: p.detach().clone() for name, p in published.module.named_parameters()}
-    views = [batch[name] for name in ("view_1", "view_2") if name in batch]
-    assert isinstance(published.step(batch["x_0"], views), float)
+    rival, batch = build_rival(kind, setting, CPU), make_batch(setting, CPU)
+    before = [p.detach().clone() for p in rival.module.parameters()]
+    rival.step(batch["x_0"], views_of(batch))
+    if isinstance(rival, Published):
+        averages = [rival.average[name] for name, _ in rival.module.named_parameters()]
+    else:
+        averages = rival.average
     moved = 0
-    for name, p in published.module.named_parameters():
-        moved += not torch.equal(p, before[name])
-        torch.testing.assert_close(published.average[name], (before[name] + p.detach()) / 2)
+    for p, old, average in zip(rival.module.parameters(), before, averages, strict=True):
+        moved += not torch.equal(p, old)
+        torch.testing.assert_close(average, (old + p.detach()) / 2)
     assert moved > 0.9 * len(before)
+
+
+def test_the_published_step_reads_its_loss(tmp_path):
+    setting = config(tmp_path)
+    published, batch = build_rival(Published, setting, CPU), make_batch(setting, CPU)
+    assert isinstance(published.step(batch["x_0"], views_of(batch)), float)
+
+
+class Work:
+    """Two calls, one within the other."""
+
+    def outer(self) -> None:
+        time.sleep(0.02)
+        self.inner()
+
+    def inner(self) -> None:
+        time.sleep(0.04)
+
+
+def test_parts_of_a_step_are_timed_each_for_itself_and_left_as_they_were():
+    work = Work()
+    parts = split(
+        lambda: (work.outer(), time.sleep(0.01)),
+        {"outer": [(work, "outer")], "inner": [(work, "inner")]},
+        3,
+        CPU,
+    )
+    assert parts["inner"] > parts["outer"] > parts["rest"] > 9
+    assert parts["outer"] < 39, "without the inner call"
+    assert vars(work) == {}
+
+
+@pytest.mark.parametrize("kind", [Published, Plain])
+def test_the_parts_of_a_rival_s_step_are_its_networks_and_updates(tmp_path, kind):
+    setting = config(tmp_path)
+    rival, batch = build_rival(kind, setting, CPU), make_batch(setting, CPU)
+    parts = split(lambda: rival.step(batch["x_0"], views_of(batch)), rival_phases(rival), 1, CPU)
+    assert set(parts) == {"backward", "optimizer", "average", "frozen", "encoder", "decoder", "rest"}
+    assert all(ms > 0 for ms in parts.values())
+
+
+def test_the_peak_is_the_fastest_of_its_shapes(monkeypatch):
+    seconds = iter([4.0, 1.0, 2.0, 3.0, 1.0, 1.0])
+    monkeypatch.setattr(timing, "_shortest", lambda *_: next(seconds))
+    monkeypatch.setattr(timing, "CONVOLUTIONS", {"cpu": ((1, 8, 4, 4),) * 4})
+    monkeypatch.setattr(timing, "PRODUCTS", {"cpu": (10, 20)})
+    assert timing.peaks(CPU, torch.float32) == {"convolution": 2 * 9 * 8 * 8 * 16, "product": 2 * 20**3}
 
 
 def test_steps_take_turns_and_are_all_timed():
@@ -219,9 +296,10 @@ def test_no_images_are_read_and_weights_are_random_where_the_config_names_none()
     assert quickstart.frozen.weights == "builtin:rooms16"
 
 
-def test_a_batch_too_small_for_batch_norms_is_a_usage_error(tmp_path):
-    with pytest.raises(UsageError, match="--batch 8"):
-        config(tmp_path, "--batch", "7")
+def test_a_batch_of_one_is_a_usage_error(tmp_path):
+    assert config(tmp_path, "--batch", "2").train.batch_size == 2
+    with pytest.raises(UsageError, match="--batch 2"):
+        config(tmp_path, "--batch", "1")
 
 
 def test_a_config_that_trains_the_diffusion_model_alone_is_a_usage_error():
@@ -235,7 +313,8 @@ torch.set_num_threads(1)
 import bench.step, bench.rivals
 from engine import screen
 screen.quiet_libraries()
-setting = bench.step.config_for(bench.step.parse(sys.argv[1:]))
+setting = bench.step.config_for(bench.step.parse(["--batch", "4", *sys.argv[1:]]))  # gated on eight
+bench.timing.CONVOLUTIONS["cpu"], bench.timing.PRODUCTS["cpu"] = ((4, 64, 16, 16),), (64,)
 ranks = bench.step.start_ranks()
 good = bench.step.bench(setting, 5, ranks)
 right = bench.rivals.mask_tables
@@ -260,8 +339,15 @@ def test_the_real_step_under_bfloat16_is_timed_and_a_red_gate_is_not(tmp_path):
     good, bad = json.loads(result.stdout.splitlines()[-1])
     assert good["gate"]["green"]
     assert good["gate_fast"]["green"]
-    for name in ("published", "published_autocast"):
+    for name in ("published", "plain"):
         assert good[f"ratio_{name}"] == pytest.approx(good[f"{name}_ms"] / good["ours_ms"])
+    assert good["machine"]["plain"] == "eager"
+    assert good["gate_plain_fast"]["green"]
+    rate = good["flop_step"] / good["ours_ms"] * 1000
+    assert good["share_of_peak"] == pytest.approx(rate / good["peaks"]["convolution"])
+    assert 0 < good["peak_memory"]["ours"] < good["peak_memory"]["published"]
+    parts = {"backward", "optimizer", "average", "frozen", "encoder", "decoder", "rest"}
+    assert all(set(split) == parts for split in good["split"].values())
     assert not bad["gate"]["green"]
     assert not any(key.endswith("_ms") for key in bad)
 
@@ -282,6 +368,7 @@ def test_the_published_step_never_runs_an_operation_of_ours(tmp_path, monkeypatc
         raise AssertionError("adagn_silu ran")
 
     setting = config(tmp_path)
-    published, batch = build_published(setting, CPU), make_batch(setting, CPU)
+    published, batch = build_rival(Published, setting, CPU), make_batch(setting, CPU)
     monkeypatch.setattr(diffsiam.layers, "adagn_silu", ours)
-    assert published_gradients(published, batch, setting.seed)[0].isfinite()
+    monkeypatch.setattr(diffsiam.attention, "normed", ours)
+    assert rival_gradients(published, batch, setting.seed)[0].isfinite()

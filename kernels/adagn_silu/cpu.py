@@ -45,25 +45,34 @@ def adagn_silu(
         if modulation is not None:
             scale, offset = modulation.to(dtype).chunk(2, dim=1)
             gain, shift = gain * (1 + scale), shift * (1 + scale) + offset
-    return _NormSiLU.apply(x, gain, shift, groups, eps)
+    return _Norm.apply(x, gain, shift, groups, eps, True)
+
+
+def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
+    """``F.group_norm`` in the dtype of x (B, C, H, W), which is channels_last."""
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    gain, shift = (vector.to(dtype).expand(len(x), -1) for vector in (weight, bias))
+    return _Norm.apply(x, gain, shift, groups, eps, False)
 
 
 def _needs_grad(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
-class _NormSiLU(torch.autograd.Function):
-    """SiLU(gain xhat + shift) for gain and shift (B, C); xhat is x normalised over its group."""
+class _Norm(torch.autograd.Function):
+    """gain xhat + shift for gain and shift (B, C), or SiLU of it; xhat is x normalised over its group."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gain: Tensor, shift: Tensor, groups: int, eps: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, gain: Tensor, shift: Tensor, groups: int, eps: float, silu: bool
+    ) -> Tensor:
         y = torch.empty_like(x, memory_format=torch.channels_last)
         mean, rstd = torch.empty_like(gain), torch.empty_like(gain)
         rows = (_pixels(x), gain, shift, _pixels(y), mean, rstd)
         for piece in _pieces(x):
-            _forward(groups, eps, *(t[piece] for t in rows))
+            _forward(groups, eps, silu, *(t[piece] for t in rows))
         ctx.save_for_backward(x, gain, shift, mean, rstd)
-        ctx.groups = groups
+        ctx.groups, ctx.silu = groups, silu
         return y
 
     @staticmethod
@@ -74,8 +83,8 @@ class _NormSiLU(torch.autograd.Function):
         d_gain, d_shift = torch.empty_like(vectors[0]), torch.empty_like(vectors[0])
         rows = (_pixels(grad), _pixels(x), *vectors, _pixels(d_x), d_gain, d_shift)
         for piece in _pieces(x):
-            _backward(ctx.groups, *(t[piece] for t in rows))
-        return d_x, d_gain, d_shift, None, None
+            _backward(ctx.groups, ctx.silu, *(t[piece] for t in rows))
+        return d_x, d_gain, d_shift, None, None, None
 
 
 def _pieces(x: Tensor) -> list[slice]:
@@ -87,6 +96,7 @@ def _pieces(x: Tensor) -> list[slice]:
 def _forward(
     groups: int,
     eps: float,
+    silu: bool,
     x: Tensor,
     gain: Tensor,
     shift: Tensor,
@@ -99,11 +109,13 @@ def _forward(
     mean.copy_(_over_group(work.mean(dim=1), groups))
     centred = work.sub_(mean[:, None])
     torch.rsqrt(_over_group(centred.square().mean(dim=1), groups) + eps, out=rstd)
-    y.copy_(F.silu(_affine(centred, gain * rstd, shift, out=work), inplace=True))
+    h = _affine(centred, gain * rstd, shift, out=work)
+    y.copy_(F.silu(h, inplace=True) if silu else h)
 
 
 def _backward(
     groups: int,
+    silu: bool,
     grad: Tensor,
     x: Tensor,
     gain: Tensor,
@@ -117,9 +129,10 @@ def _backward(
     """Write the gradients of x, gain and shift."""
     slope = gain * rstd
     centred = torch.empty(x.shape, dtype=gain.dtype).copy_(x).sub_(mean[:, None])
-    work = _affine(centred, slope, shift)
-    grad = grad if grad.dtype == gain.dtype else torch.empty_like(centred).copy_(grad)
-    d_pre = torch.ops.aten.silu_backward.grad_input(grad, work, grad_input=work)
+    d_pre = grad if grad.dtype == gain.dtype else torch.empty_like(centred).copy_(grad)
+    if silu:
+        work = _affine(centred, slope, shift)
+        d_pre = torch.ops.aten.silu_backward.grad_input(d_pre, work, grad_input=work)
     torch.sum(d_pre, dim=1, out=d_shift)
     d_gain.copy_((d_pre * centred).sum(dim=1)).mul_(rstd)
     # A shift or a stretch of the whole group leaves xhat as it is: x gets no gradient along those two.

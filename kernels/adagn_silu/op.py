@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import tensors
@@ -59,6 +60,19 @@ def adagn_silu(
         return ref.adagn_silu(x, groups, weight, bias, time, z, eps)
     _require_kernel_takes(x, weight, bias, time, z)
     return _adagn_silu(x, None, weight, bias, time, z, groups, eps)[0]
+
+
+def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
+    """The group norm in front of attention, which has no SiLU. Equivalent PyTorch: ``F.group_norm``, which it
+    is but for channels_last images on a CPU under "auto" (:mod:`kernels.adagn_silu.cpu`).
+
+    Args:
+        x: (B, C, H, W) float32, bfloat16 or float64.
+        groups, weight, bias, eps: as for :func:`adagn_silu`.
+    """
+    if use_cpu_path(x, is_channels_last(x)):
+        return cpu.group_norm(x, groups, weight, bias, eps)
+    return F.group_norm(x, groups, weight, bias, eps)
 
 
 def add_adagn_silu(
