@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffsiam.upsampling import upsample, upsample_convolve
 from kernels.adagn_silu.op import adagn_silu, add_adagn_silu
 from kernels.adagn_silu.op import group_norm as group_norm_alone
 
@@ -166,9 +167,12 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor | Sum, time: Embedding, z: Embedding | None = None) -> Tensor | Sum:
         """x (B, c_in, H, W), embeddings (B, embedding); returns (B, c_out, H', W')."""
         h, x = norm_silu(x, self.in_layers[0]), whole(x)
-        if self.resample is not None:
-            h, x = _resample(h, self.resample), _resample(x, self.resample)
-        h = self.in_layers[2](h)
+        if self.resample == "up":
+            h, x = upsample_convolve(h, self.in_layers[2]), upsample(x)
+        else:
+            if self.resample == "down":
+                h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
+            h = self.in_layers[2](h)
         modulation: Tensor | None = _project(self.emb_layers, time)
         modulation_z = None if z is None else _project(self.emb_z_layers, z)
         if self.additive:
@@ -204,11 +208,7 @@ class ConvUp(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(_resample(x, "up"))
-
-
-def _resample(x: Tensor, direction: str) -> Tensor:
-    return F.avg_pool2d(x, 2) if direction == "down" else F.interpolate(x, scale_factor=2, mode="nearest")
+        return upsample_convolve(x, self.conv)
 
 
 class Stage(nn.Sequential):

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from engine.errors import CheckpointError, RankError
 from engine.host_memory import keep_freed_memory
 from engine.numerics import Statistics, not_finite
+from engine.optimizer import Adam
 from engine.peers import Peer, is_of_ranks, lost, this_process
 from engine.sync_norm import synchronise_batch_norm
 
@@ -175,7 +176,8 @@ def lay_out(module: nn.Module) -> None:
 
     That is how a convolution of channels_last images reads them and writes their gradient. In another layout
     every step turns each weight and, when it is accumulated, its gradient, one element at a time. Only after
-    DeepSpeed's start and without ZeRO: its broadcast and its flattening take contiguous tensors alone.
+    DeepSpeed's start and without ZeRO: its broadcast and its flattening take contiguous tensors alone. And
+    only for an optimizer that does not mind the layout (:mod:`engine.optimizer`).
     """
     for parameter in module.parameters():
         if parameter.dim() == 4:
@@ -216,7 +218,7 @@ class Trainer:
         parameters = [p for p in module.parameters() if p.requires_grad]
         # Fused: one launch a group instead of several a tensor. ZeRO flattens the parameters, which torch's
         # optimizers do not mind.
-        make = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[optimizer]
+        make = {"adam": Adam, "sgd": torch.optim.SGD}[optimizer]
         settings = {
             "train_micro_batch_size_per_gpu": micro_batch,
             "gradient_accumulation_steps": accumulation,
@@ -240,7 +242,7 @@ class Trainer:
             model_parameters=parameters,
             config=settings,
         )
-        if zero == 0:
+        if zero == 0 and optimizer == "adam":
             lay_out(self.module)
         if ranks.world == 1:
             # At stage 0 DeepSpeed copies every gradient to and fro to average it with nobody.
