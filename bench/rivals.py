@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from diffsiam.attention import AttentionBlock, set_attention
 from diffsiam.decoder import Decoder
-from diffsiam.layers import ResBlock
+from diffsiam.layers import ConvUp, ResBlock
 from diffsiam.simsiam import SimSiam
 from diffsiam.subsets import Subsets
 from diffsiam.unet import OutputHead, UNet
@@ -228,8 +228,14 @@ def in_published_manner(network: nn.Module) -> None:
             module.forward = partial(attention, module)  # type: ignore[method-assign]
         if isinstance(module, ResBlock):
             module.forward = partial(residual, module)  # type: ignore[method-assign]
+        elif isinstance(module, ConvUp):
+            module.forward = partial(_upsampled, module.conv)  # type: ignore[method-assign]
         elif isinstance(module, OutputHead):  # its layers one after the other
             module.forward = partial(nn.Sequential.forward, module)  # type: ignore[method-assign]
+
+
+def _upsampled(conv: nn.Module, x: Tensor) -> Tensor:
+    return conv(F.interpolate(x, scale_factor=2))
 
 
 def attention(block: AttentionBlock, x: Tensor) -> Tensor:
