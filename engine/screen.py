@@ -202,6 +202,14 @@ def counting(total: int, what: str, plain_seconds: float = 10.0) -> Iterator[Cal
         yield tell
 
 
+NEEDLESS = {
+    # Said on every machine that has a CUDA toolkit and no GPU; the first block names the device anyway.
+    "torch.utils.cpp_extension": "No CUDA runtime",
+    # Of SGD, for which bench.zero holds every stage to the weights of one rank.
+    "DeepSpeed": "ZeRO with an untested optimizer",
+}
+
+
 def quiet_libraries() -> None:
     """Keep the chatter of DeepSpeed, torch and DALI to warnings, and on ranks above 0 to errors.
 
@@ -210,10 +218,8 @@ def quiet_libraries() -> None:
     level = logging.WARNING if is_speaker() else logging.ERROR
     for name in ("DeepSpeed", "torch", "torch.distributed", "nvidia.dali", "xformers"):
         logging.getLogger(name).setLevel(level)
-    # Said on every machine that has a CUDA toolkit and no GPU; the first block names the device anyway.
-    logging.getLogger("torch.utils.cpp_extension").addFilter(
-        lambda record: "No CUDA runtime" not in record.getMessage()
-    )
+    for name, needless in NEEDLESS.items():
+        logging.getLogger(name).addFilter(lambda record, said=needless: said not in record.getMessage())
     if not is_speaker():
         warnings.simplefilter("ignore")  # rank 0 gives the same ones
     # DeepSpeed calls torch's collectives by names that torch is about to rename.
