@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from diffsiam.attention import set_attention
 from diffsiam.schedule import Schedule
 from diffsiam.unet import UNet
 from engine.build import build_diffusion, build_frozen, build_model, build_schedule, build_subsets
@@ -134,6 +135,8 @@ def _make_fake(networks: Networks, policy: Policy) -> None:
         with networks.mode:
             for part in networks.all():
                 part.to_empty(device=policy.device)
+                if policy.device.type == "cpu":  # where SDPA may choose a kernel whose products nobody counts
+                    set_attention(part, policy.attend)
     networks.module.zero_grad(set_to_none=True)
 
 

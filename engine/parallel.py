@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from engine.errors import CheckpointError, RankError
 from engine.host_memory import keep_freed_memory
 from engine.numerics import Statistics, not_finite
-from engine.optimizer import Adam
+from engine.optimizer import Adam, lay_out
 from engine.peers import Peer, is_of_ranks, lost, this_process
 from engine.sync_norm import synchronise_batch_norm
 
@@ -169,19 +169,6 @@ def bucket_elements(module: nn.Module) -> int:
     """
     sizes = [p.numel() for p in module.parameters() if p.requires_grad]
     return min(sum(sizes), max(BUCKET, *sizes))
-
-
-def lay_out(module: nn.Module) -> None:
-    """Store the weights of convolutions as channels_last, values and names unchanged.
-
-    That is how a convolution of channels_last images reads them and writes their gradient. In another layout
-    every step turns each weight and, when it is accumulated, its gradient, one element at a time. Only after
-    DeepSpeed's start and without ZeRO: its broadcast and its flattening take contiguous tensors alone. And
-    only for an optimizer that does not mind the layout (:mod:`engine.optimizer`).
-    """
-    for parameter in module.parameters():
-        if parameter.dim() == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 class Trainer:

@@ -8,7 +8,15 @@ import plain_unet
 import pytest
 import torch
 
-from diffsiam.attention import AttentionBlock, attend_sdpa, choose_attention, head_count, set_attention
+from bench.rivals import attention
+from diffsiam.attention import (
+    AttentionBlock,
+    attend_products,
+    attend_sdpa,
+    choose_attention,
+    head_count,
+    set_attention,
+)
 from diffsiam.layers import ResBlock, group_norm, timestep_embedding
 from diffsiam.unet import UNet, UNetConfig
 
@@ -164,8 +172,8 @@ def test_a_fixed_head_width_overrides_the_number_of_heads(heads, head_channels, 
 
 def test_the_attention_routine_is_named_and_can_be_replaced(awaken):
     routine, why = choose_attention(torch.device("cpu"), torch.float32)
-    assert routine is attend_sdpa
-    assert "SDPA" in why
+    assert routine is attend_products
+    assert "matrix products" in why
     unet = awaken(UNet(TINY)).eval()
     x = torch.randn(2, 3, 8, 8)
     with torch.no_grad():
@@ -227,3 +235,38 @@ def test_dropout_works_in_every_block_in_training_only(awaken):
     with torch.no_grad():
         assert not torch.equal(unet.train()(x, TIMES), unet(x, TIMES))
         assert torch.equal(unet.eval()(x, TIMES), unet(x, TIMES))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_matrix_products_are_attention_with_its_gradients(dtype):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 10, 8).to(dtype).requires_grad_() for _ in range(3))
+    upstream = torch.randn(2, 3, 10, 8)
+    exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    reference = attend_sdpa(*exact)
+    expected = (reference, *torch.autograd.grad(reference, exact, upstream.double()))
+    h = attend_products(q, k, v)
+    found = (h, *torch.autograd.grad(h, (q, k, v), upstream.to(dtype)))
+    tolerance = 1e-6 if dtype == torch.float32 else 2e-2
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours - theirs).norm() < tolerance * theirs.norm()
+
+
+@pytest.mark.parametrize("new_order", [False, True])
+@pytest.mark.parametrize("heads", [1, 4])
+def test_attention_on_tokens_is_that_on_rows_of_pixels(heads, new_order):
+    """Guided diffusion's own form: 1x1 convolutions over (B, C, tokens)."""
+    torch.manual_seed(0)
+    block = AttentionBlock(32, heads, new_order)
+    torch.nn.init.normal_(block.proj_out.weight, std=0.1)
+    x = torch.randn(2, 32, 3, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
+    upstream = torch.randn(x.shape)
+    inputs = (x, *block.parameters())
+    for ours, theirs in zip(
+        torch.autograd.grad(block(x), inputs, upstream),
+        torch.autograd.grad(attention(block, x), inputs, upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert block(x).is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(block(x.contiguous()), attention(block, x), rtol=1e-5, atol=1e-5)

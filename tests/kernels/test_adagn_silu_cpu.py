@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from kernel_cases import assert_close
 from test_adagn_silu import CHANNELS, CONDITIONS, NAMES, PIXELS, inputs, run, upstream_of
 
@@ -100,3 +101,27 @@ def test_five_runs_are_equal_bit_for_bit():
     first, *others = (run(cpu.adagn_silu, parts, 6, upstream) for _ in range(5))
     for other in others:
         assert all(torch.equal(value, first[name]) for name, value in other.items())
+
+
+@pytest.mark.parametrize(("channels", "groups"), CHANNELS)
+@pytest.mark.parametrize("size", [(3, 5), (32, 32)], ids=str)
+def test_the_group_norm_alone_is_torch_s_with_its_gradients(channels, groups, size):
+    parts = inputs(2, channels, size, ())
+    upstream = upstream_of(parts["x"])
+    found = run(lambda *a: cpu.group_norm(*a[:4]), parts, groups, upstream)
+    exact = run(lambda *a: F.group_norm(*a[:4]), parts, groups, upstream, torch.float64)
+    assert found["y"].is_contiguous(memory_format=torch.channels_last)
+    for name, value in found.items():
+        assert_close(value, exact[name], 5e-5, 3e-6)
+
+
+@pytest.mark.parametrize(("name", "taken"), [("auto", True), ("reference", False)])
+def test_the_group_norm_alone_is_taken_under_auto_for_channels_last(name, taken, monkeypatch):
+    calls = []
+    monkeypatch.setattr(cpu, "group_norm", lambda x, *_: calls.append(x) or x)
+    monkeypatch.setattr(backend, "_asked", name)
+    x, weight, bias = inputs(2, 8, (4, 4), ()).values()
+    op.group_norm(x, 2, weight, bias)
+    assert bool(calls) == taken
+    op.group_norm(x.contiguous(), 2, weight, bias)
+    assert len(calls) == taken
