@@ -15,6 +15,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from rich import box
@@ -219,12 +220,16 @@ def quiet_libraries() -> None:
     for name in ("DeepSpeed", "torch", "torch.distributed", "nvidia.dali", "xformers"):
         logging.getLogger(name).setLevel(level)
     for name, needless in NEEDLESS.items():
-        logging.getLogger(name).addFilter(lambda record, said=needless: said not in record.getMessage())
+        logging.getLogger(name).addFilter(partial(_is_needed, needless))
     if not is_speaker():
         warnings.simplefilter("ignore")  # rank 0 gives the same ones
     # DeepSpeed calls torch's collectives by names that torch is about to rename.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch\.distributed|deepspeed)\b")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorBoard loads TensorFlow where it is installed
+
+
+def _is_needed(needless: str, record: logging.LogRecord) -> bool:
+    return needless not in record.getMessage()
 
 
 @contextlib.contextmanager
