@@ -1,9 +1,11 @@
 """What each lever of the step is worth: ``python -m bench.levers --config configs/bedroom.json --batch 32``.
 
-Our step with the kernels or their references, compiled or eager, and the published step in float32 and under
-autocast, all in one process and timed in turns on the same resident batch. Everything is held against the
-published step in float32 first; what does not agree is not timed. Without the kernels a compiled step lets
-Inductor fuse the group norms: that pair of rows decides what ``kernels.backend`` should be.
+Our step with the kernels or their references, compiled or eager, the published step in float32 and under
+autocast, and the plain one, all in one process and timed in turns on the same resident batch; with
+``--ablate`` ours, one row for each of :mod:`bench.ablations`, and where a step's time goes by operation.
+Everything is held against the published step in float32 first; what does not agree is not timed. Without the
+kernels a compiled step lets Inductor fuse the group norms: that pair of rows decides what
+``kernels.backend`` should be.
 """
 
 from __future__ import annotations
@@ -21,9 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
+from bench.ablations import ABLATIONS, OTHER_LOSS, Lever
 from bench.contenders import Batch, Ours, build_rival, make_batch, rival_gradients, views_of
 from bench.gate import Gate, Result, comparable, compare, compare_rounded
+from bench.plain import Plain
 from bench.report import in_a_line, markdown
 from bench.rivals import Published
 from bench.step import parse, with_ranks
@@ -35,6 +40,8 @@ from engine.step import Policy, choose_policy
 from kernels.backend import set_backend
 
 GIB = 2**30
+NONE = Lever()
+PROFILED, LISTED = 3, 20  # steps, and operations of them in the report
 Row = dict[str, Any]
 
 
@@ -100,13 +107,20 @@ def _changed(config: Config, backend: str, compile: str) -> Config:
     return config.model_copy(update={"kernels": kernels, "train": train})
 
 
-def our_step(config: Config, ranks: Ranks, batch: Batch) -> tuple[Callable[[], Result], Callable[[], Any]]:
-    """Gradients and step of the engine under ``config``; each call first sets the backend that it names."""
-    ours = Ours(config, ranks, choose_policy(config, ranks.device))
+def our_step(
+    config: Config, ranks: Ranks, batch: Batch, lever: Lever = NONE
+) -> tuple[Callable[[], Result], Callable[[], Any]]:
+    """Gradients and step of the engine under ``config`` and with a lever moved; each call first sets the
+    backend that the config names.
+    """
+    with lever.around():
+        ours = Ours(config, ranks, lever.policy(choose_policy(config, ranks.device)))
+    lever.install(ours)
 
     def with_backend(function: Callable[[Batch], Any]) -> Any:
         set_backend(config.kernels.backend)
-        return function(batch)
+        with lever.around():
+            return function(batch)
 
     return partial(with_backend, ours.gradients), partial(with_backend, ours.step)
 
@@ -120,13 +134,37 @@ def published_step(
     return partial(rival_gradients, published, batch, config.seed), step
 
 
-def contestants(config: Config, ranks: Ranks, policy: Policy, batch: Batch) -> list[Contestant]:
+def plain_name(device: torch.device) -> str:
+    """Whether the plain rival is compiled."""
+    return f"plain, {'compiled' if device.type == 'cuda' else 'eager'}"
+
+
+def plain_step(
+    config: Config, device: torch.device, batch: Batch, autocast: torch.dtype | None
+) -> tuple[Callable[[], Result], Callable[[], Any]]:
+    """Gradients and step of the plain rival, compiled where there is a GPU."""
+    plain = build_rival(partial(Plain, compiled=device.type == "cuda"), config, device, autocast)
+    return partial(rival_gradients, plain, batch, config.seed), partial(
+        plain.step, batch["x_0"], views_of(batch)
+    )
+
+
+def contestants(
+    config: Config, ranks: Ranks, policy: Policy, batch: Batch, ablate: bool = False
+) -> list[Contestant]:
     """The published step first: the others are held against it."""
     device = ranks.device
     found = [Contestant("published", partial(published_step, config, device, batch, None))]
     if policy.autocast is not None:
         cast = partial(published_step, config, device, batch, policy.autocast)
         found.append(Contestant("published, autocast", cast))
+    if ablate:
+        levers = {name: lever for name, lever in ABLATIONS.items() if lever.device in (None, device.type)}
+        ours = {f"ours {name}": lever for name, lever in {"as it is": NONE, **levers}.items()}
+        return found + [
+            Contestant(name, partial(our_step, config, ranks, batch, lever)) for name, lever in ours.items()
+        ]
+    found.append(Contestant(plain_name(device), partial(plain_step, config, device, batch, policy.autocast)))
     named = variants(config, device)
     return found + [Contestant(name, partial(our_step, some, ranks, batch)) for name, some in named.items()]
 
@@ -141,11 +179,13 @@ def exact_gate(config: Config, ranks: Ranks, batch: Batch) -> Gate:
         return compare(ours(), published())
 
 
-def bench(config: Config, ranks: Ranks, count: int, budget: float, compile_only: bool) -> Row:
+def bench(
+    config: Config, ranks: Ranks, count: int, budget: float, compile_only: bool, ablate: bool = False
+) -> Row:
     """Gates, memory and times of all contestants; what breaks is a row with its error."""
     device, began = ranks.device, time.monotonic()
     batch, policy = make_batch(config, device), choose_policy(config, device)
-    every = contestants(config, ranks, policy, batch)
+    every = contestants(config, ranks, policy, batch, ablate)
     if compile_only:
         for one in every:
             if "compiled" in one.name:
@@ -170,7 +210,31 @@ def bench(config: Config, ranks: Ranks, count: int, budget: float, compile_only:
         except Exception as error:  # gates and memory are still worth reporting
             for one in ready:
                 one.row.setdefault("error", in_a_line(error))
+    if ablate and (ours := [one for one in ready if one.name == "ours as it is"]):
+        report["operations"] = slowest(ours[0].step, device)
     return report
+
+
+def slowest(step: Callable[[], Any], device: torch.device) -> list[Row]:
+    """The operations that take most of a step, by their own time on the device."""
+    kind = "device" if device.type == "cuda" else "cpu"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+    with profile(activities=activities) as told:
+        for _ in range(PROFILED):
+            step()
+        _wait(device)
+    field = f"self_{kind}_time_total"
+    found = sorted(told.key_averages(), key=lambda event: -getattr(event, field))
+    total = sum(getattr(event, field) for event in found) or 1
+    return [
+        {
+            "operation": event.key,
+            "ms": getattr(event, field) / 1000 / PROFILED,
+            "share": getattr(event, field) / total,
+            "calls": event.count / PROFILED,
+        }
+        for event in found[:LISTED]
+    ]
 
 
 def _make_ready(one: Contestant, ready: list[Contestant], device: torch.device, policy: Policy) -> None:
@@ -181,16 +245,21 @@ def _make_ready(one: Contestant, ready: list[Contestant], device: torch.device, 
         by_name = {other.name: other.result for other in ready}
         if one.name != "published":
             exact, rounded = by_name["published"], by_name.get("published, autocast")
-            judge = compare_rounded if policy.autocast or "compiled" in one.name else compare
+            judge = compare_rounded if policy.autocast or policy.compile else compare
             extra = (rounded,) if judge is compare_rounded else ()
             one.row["gate"] = asdict(judge(one.result, exact, *extra))
             # The published step under autocast is a rival, not a claim: it is timed whatever it rounds.
-            if one.name.startswith("ours") and not one.row["gate"]["green"]:
+            if _is_claim(one.name) and not one.row["gate"]["green"]:
                 return
         one.measure_memory(device)
         ready.append(one)
     except Exception as error:  # the others are still worth timing
         one.row["error"] = in_a_line(error)
+
+
+def _is_claim(name: str) -> bool:
+    """Whether a contestant says that it computes the published loss."""
+    return name.startswith(("ours", "plain")) and not name.endswith(OTHER_LOSS)
 
 
 def _time(ready: list[Contestant], count: int, batch: int, device: torch.device) -> None:
@@ -208,7 +277,7 @@ def failures(report: Row) -> list[str]:
         gate = row.get("gate")
         if "error" in row:
             found.append(f"{name}: {row['error']}")
-        elif name.startswith("ours") and gate and not gate["green"]:
+        elif _is_claim(name) and gate and not gate["green"]:
             found.append(f"{name}: {Gate(**gate)}")
     return found
 
@@ -227,7 +296,12 @@ def table(report: Row) -> str:
         speed = [f"{row['median_ms']:.2f}", spread, f"{row['images_per_second']:.0f}"]
         rows.append([name, *speed, *memory, f"{row['first_pass_s']:.1f}", agreement])
     columns = ["step", "median ms", "p20-p80", "images/s", "state GiB", "step GiB", "first pass s", "cosine"]
-    return markdown(columns, rows)
+    operations = [
+        [row["operation"][:60], f"{row['ms']:.2f}", f"{row['share']:.1%}", f"{row['calls']:.0f}"]
+        for row in report.get("operations", [])
+    ]
+    profiled = markdown(["operation", "ms a step", "share", "calls"], operations) if operations else ""
+    return markdown(columns, rows) + (f"\n{profiled}" if profiled else "")
 
 
 def main(arguments: list[str]) -> int:
@@ -235,13 +309,16 @@ def main(arguments: list[str]) -> int:
     own = argparse.ArgumentParser(add_help=False)
     own.add_argument("--budget", type=float, default=1e9, help="seconds after which contestants are skipped")
     own.add_argument("--compile-only", action="store_true", help="fill the compile caches, time nothing")
+    own.add_argument("--ablate", action="store_true", help="one lever at a time, and a profile")
     own.add_argument("--out", type=Path, help="JSON file")
     mine, others = own.parse_known_args(arguments)
     options = parse(others)
     try:
         report = with_ranks(
             options,
-            lambda config, ranks: bench(config, ranks, options.steps, mine.budget, mine.compile_only),
+            lambda config, ranks: bench(
+                config, ranks, options.steps, mine.budget, mine.compile_only, mine.ablate
+            ),
         )
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -15,6 +15,7 @@ from training import environment
 
 import bench.kernels
 from bench import contests, gpu, gpu_checks, gpu_steps, parts, wheelhouse
+from bench.ablations import ABLATIONS, OTHER_LOSS
 from bench.curve import compare
 from bench.shapes import Norm, Preset, count_norms
 from bench.traffic import eager_traffic
@@ -196,6 +197,7 @@ ranks = start_ranks()  # a process has one group of ranks: both share it
 bench.step.start_ranks, bench.step.stop_ranks = lambda: ranks, lambda: None
 arguments = ["--config", sys.argv[1]]
 code = bench.levers.main([*arguments, "--steps", "2", "--out", sys.argv[2]])
+code = code or bench.levers.main([*arguments, "--steps", "2", "--ablate", "--out", sys.argv[4]])
 code = code or bench.curve.main([*arguments, "--steps", "3", "--out", sys.argv[3]])
 stop_ranks()
 sys.exit(code)
@@ -203,14 +205,22 @@ sys.exit(code)
 
 
 def test_levers_and_curves_run_on_a_cpu(tmp_path):
-    config, levers, curve = (tmp_path / name for name in ("tiny.json", "levers.json", "curve.json"))
+    config, levers, curve, ablations = (tmp_path / f"{name}.json" for name in "abcd")
     config.write_text(json.dumps(TINY))
-    command = [sys.executable, "-c", SCRIPT, str(config), str(levers), str(curve)]
+    command = [sys.executable, "-c", SCRIPT, *map(str, (config, levers, curve, ablations))]
     run = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     rows = json.loads(levers.read_text())["rows"]
-    assert set(rows) == {"published", "ours: reference, eager"}
+    assert set(rows) == {"published", "plain, eager", "ours: reference, eager"}
     assert all(row["median_ms"] > 0 for row in rows.values())
+    report = json.loads(ablations.read_text())
+    pulled = {f"ours {name}" for name, lever in ABLATIONS.items() if lever.device != "cuda"}
+    assert set(report["rows"]) == {"published", "ours as it is", *pulled}
+    for name, row in report["rows"].items():
+        assert row["median_ms"] > 0, row
+        apart = name.endswith(OTHER_LOSS)  # the one that is another loss is not called the same
+        assert name == "published" or row["gate"]["green"] != apart, name
+    assert 0 < sum(row["share"] for row in report["operations"]) <= 1
     assert all(
         len(row["kernels"]) == 3 and row["green"] for row in json.loads(curve.read_text())["rows"].values()
     )
