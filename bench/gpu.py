@@ -27,24 +27,27 @@ RESULTS = Path(__file__).resolve().parent / "results"
 BUDGET = 520.0  # seconds a phase
 
 Report = dict[str, Any]
-PHASES: dict[str, tuple[Callable[[Path, Clock], Report], Callable[[Report, bool], str]]] = {
+PHASES: dict[str, tuple[Callable[..., Report], Callable[[Report, bool], str]]] = {
     "tests": (gpu_checks.tests, gpu_checks.show_tests),
     "kernels": (gpu_checks.kernels, gpu_checks.show_kernels),
     "step": (gpu_steps.step, gpu_steps.show_step),
+    "levers": (gpu_steps.levers, gpu_steps.show_step),
     "train": (gpu_steps.train, gpu_steps.show_train),
     "data": (gpu_data.data, gpu_data.show_data),
     "tune": (gpu_checks.tune, gpu_checks.show_tune),
 }
-USUAL = ("tests", "kernels", "step", "train", "data")
+USUAL = ("tests", "kernels", "step", "levers", "train", "data")
 
 
-def perform(phase: str, out: Path, budget: float) -> Report:
-    """Run a phase and write its JSON; an error of the phase itself is its result."""
+def perform(phase: str, out: Path, budget: float, **given: Any) -> Report:
+    """Run a phase, with what it is given beside its budget, and write its JSON; an error of the phase itself
+    is its result.
+    """
     began, told = time.monotonic(), machine.describe()
     if torch.cuda.is_available():
         told["busy_percent"] = machine.busy()
     try:
-        report = PHASES[phase][0](out, Clock(budget))
+        report = PHASES[phase][0](out, Clock(budget), **given)
     except Exception:  # the other phases are still worth running
         report = {"ok": False, "broken": traceback.format_exc()}
     report = {"phase": phase, "seconds": round(time.monotonic() - began, 1), "machine": told, **report}
@@ -86,13 +89,17 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--phase", nargs="+", default=list(USUAL), choices=list(PHASES))
     parser.add_argument("--out", type=Path, help="folder (default: bench/results/DEVICE)")
     parser.add_argument("--budget", type=float, default=BUDGET, help="seconds a phase (default: %(default)s)")
+    parser.add_argument("--cifar", type=Path, help="folder of CIFAR-10 for `train`: batches, or images")
     options = parser.parse_args(arguments)
+    if options.cifar and not options.cifar.is_dir():
+        parser.error(f"{options.cifar}: no such folder; give --cifar a folder of CIFAR-10")
     out = options.out or RESULTS / machine.slug(machine.device_name())
     out.mkdir(parents=True, exist_ok=True)
     failed = []
     for phase in options.phase:
         print(f"bench.gpu: {phase}, at most {options.budget:.0f} s", flush=True)
-        report = perform(phase, out, options.budget)
+        given = {"cifar": options.cifar} if phase == "train" else {}
+        report = perform(phase, out, options.budget, **given)
         write_report(out)
         print(show(report, brief=True), flush=True)
         failed += [] if report["ok"] else [phase]

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from image_sets import picture
 from test_bench import TINY
 from training import environment
 
 import bench.kernels
-from bench import contests, gpu, gpu_checks, gpu_steps, parts, wheelhouse
+from bench import cifar, contests, gpu, gpu_checks, gpu_steps, parts, wheelhouse
 from bench.ablations import ABLATIONS, OTHER_LOSS
 from bench.curve import compare
 from bench.shapes import Norm, Preset, count_norms
@@ -228,10 +229,126 @@ def test_levers_and_curves_run_on_a_cpu(tmp_path):
 
 def test_phases_that_lack_packages_say_so_and_do_not_fail(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_steps, "ENGINE", ("no_such_package",))
-    for phase in ("step", "train"):
+    for phase in ("step", "levers", "train"):
         report = gpu.perform(phase, tmp_path, 60)
         assert report["ok"]
         assert "needs no_such_package" in gpu.show(report)
+
+
+def in_this_process(monkeypatch, codes: dict[str, int]):
+    """Parts are noted, and leave what they would leave; returns their command lines by name."""
+    seen: dict[str, list[str]] = {}
+    report = {"config": "quickstart", "px": 16, "batch": 8, "rows": {}, "failures": []}
+    left = {"step": report, "levers": report, "curve": {"steps": 3, "rows": {}}}
+    left["cifar"] = {"rows": {}, "failed": []}
+
+    def run(name, arguments, limit, environment=None):
+        seen[name] = list(arguments)
+        place = Path(arguments[arguments.index("--out") + 1])
+        file = place / "cifar.json" if name == "cifar" else place
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(left[name.split()[0]]))
+        return parts.Part(name, codes.get(name, 0), 1.0, "the last line")
+
+    monkeypatch.setattr(gpu_steps, "run", run)
+    return seen
+
+
+def test_the_step_phases_compare_rivals_then_levers_and_curves(tmp_path, monkeypatch):
+    seen = in_this_process(monkeypatch, {})
+    report = gpu.perform("step", tmp_path, 60)
+    assert report["ok"], report
+    assert list(seen) == ["step quickstart", "curve"]
+    assert "--ablate" not in seen["step quickstart"]
+    assert report["curve"] == {"steps": 3, "rows": {}}
+    assert gpu.perform("levers", tmp_path, 60)["ok"]
+    assert "--ablate" in seen["levers quickstart"]
+    assert "quickstart: 16 px" in gpu.show(report)
+    assert {path.name for path in tmp_path.iterdir()} == {"step.json", "levers.json"}
+
+
+def test_a_loss_curve_that_parts_fails_the_step_phase(tmp_path, monkeypatch):
+    in_this_process(monkeypatch, {"curve": 1})
+    report = gpu.perform("step", tmp_path, 60)
+    assert not report["ok"]
+    assert report["failed"] == ["curve: exit code 1: the last line"]
+
+
+def test_cifar_is_trained_on_where_its_folder_is_given(tmp_path, monkeypatch, capsys):
+    seen = in_this_process(monkeypatch, {})
+    (tmp_path / "images").mkdir()
+    assert gpu.main(["--phase", "train", "--out", str(tmp_path)]) == 0
+    assert "needs --cifar FOLDER" in (tmp_path / "report.md").read_text()
+    assert gpu.main(["--phase", "train", "--out", str(tmp_path), "--cifar", str(tmp_path / "images")]) == 0
+    assert seen["cifar"][:4] == ["-m", "bench.cifar", "--data", str(tmp_path / "images")]
+    assert json.loads((tmp_path / "train.json").read_text())["cifar"] == {"rows": {}, "failed": []}
+    with pytest.raises(SystemExit) as stopped:
+        gpu.main(["--phase", "train", "--out", str(tmp_path), "--cifar", str(tmp_path / "none")])
+    assert stopped.value.code == 2
+    assert "no such folder" in capsys.readouterr().err
+
+
+def test_cifar_runs_small_on_a_cpu_and_both_methods_are_measured(tmp_path):
+    for part, images in (("train", 4), ("test", 17)):
+        for c in range(5):
+            folder = tmp_path / "images" / part / f"class_{c}"
+            folder.mkdir(parents=True)
+            for i in range(images):
+                picture(100 * c + i, 32, 32).save(folder / f"{i}.jpg")
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "bench.cifar", "--data", str(tmp_path / "images"), "--out", str(out)]
+    run = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    report = json.loads((out / "cifar.json").read_text())
+    assert list(report["rows"]) == list(cifar.METHODS)
+    for row in report["rows"].values():
+        assert row["steps"] == cifar.SMALL_STEPS
+        found = cifar.accuracies(row["results"])
+        assert {"linear", "knn", "few-shot 1 linear"} <= set(found)
+        assert all(0 <= value <= 100 for value in found.values())
+
+
+def test_both_methods_train_equally_long_by_the_clock_on_the_diffusion_model(tmp_path, monkeypatch):
+    commands = {}
+
+    def run(name, arguments, limit, environment=None):
+        commands[name] = arguments
+        given = dict(a.split("=", 1) for a in arguments if "=" in a)
+        folder = Path(given["run.dir"])
+        folder.mkdir()
+        rate = {"literal": 256, "simsiam": 1280}.get(name.split(",")[0], 128)
+        (folder / "metrics.jsonl").write_text(json.dumps({"images_per_second": rate}) + "\n")
+        return parts.Part(name, 0, 1.0, "")
+
+    monkeypatch.setattr(cifar, "run", run)
+    monkeypatch.setattr(cifar, "evaluate_run", lambda *_: {})
+    report = cifar.bench(tmp_path, tmp_path, 1000, 400, reduced=False)
+    assert not report["failed"]
+    assert report["diffusion"]["steps"] == 400
+    steps = {name: row["steps"] for name, row in report["rows"].items()}
+    assert steps == {"literal": 2000, "simsiam": 10000}
+    model = f"frozen.weights={tmp_path / 'diffusion' / 'unet.safetensors'}"
+    assert [name for name, arguments in commands.items() if model in arguments] == [
+        "literal, rate",
+        "literal",
+    ]
+
+
+def test_without_a_diffusion_model_simsiam_is_measured_alone(tmp_path, monkeypatch):
+    def run(name, arguments, limit, environment=None):
+        if name.startswith("diffusion"):
+            return parts.Part(name, 3, 1.0, "error: the loss is not finite")
+        folder = Path(next(a for a in arguments if a.startswith("run.dir="))[8:])
+        folder.mkdir()
+        (folder / "metrics.jsonl").write_text(json.dumps({"images_per_second": 128}) + "\n")
+        return parts.Part(name, 0, 1.0, "")
+
+    monkeypatch.setattr(cifar, "run", run)
+    monkeypatch.setattr(cifar, "evaluate_run", lambda *_: {})
+    report = cifar.bench(tmp_path, tmp_path, 1000, 400, reduced=False)
+    assert list(report["rows"]) == ["simsiam"]
+    assert report["failed"] == ["diffusion, rate: exit code 3: error: the loss is not finite"]
+    assert "FAILED diffusion" in cifar.table(report)
 
 
 def test_a_phase_that_breaks_is_reported_and_the_next_one_runs(tmp_path, monkeypatch, capsys):
@@ -239,7 +356,7 @@ def test_a_phase_that_breaks_is_reported_and_the_next_one_runs(tmp_path, monkeyp
         raise OSError("disk full")
 
     monkeypatch.setitem(gpu.PHASES, "tests", (broken, gpu_checks.show_tests))
-    monkeypatch.setitem(gpu.PHASES, "train", (lambda *_: {"ok": True}, lambda *_: "fine\n"))
+    monkeypatch.setitem(gpu.PHASES, "train", (lambda *_, **__: {"ok": True}, lambda *_: "fine\n"))
     assert gpu.main(["--phase", "tests", "train", "--out", str(tmp_path)]) == 1
     assert "disk full" in json.loads((tmp_path / "tests.json").read_text())["broken"]
     report = (tmp_path / "report.md").read_text()
