@@ -52,15 +52,27 @@ class Keeper:
         self.skips = Skips(log, config.train.batch_size, config.run.skips, before)
         self._spikes, self._leapt = Spikes(), 0
 
+    def note(self, step: int, skipped: Tensor) -> None:
+        """Remember whether the update that made ``step`` of the step before was left out: 0-d, not 0 where it
+        was. That too many were ends the run :data:`~engine.numerics.LAG` steps later, on all ranks at once,
+        whether or not something is logged between.
+
+        Raises:
+            NumericsError: too many updates were left out.
+        """
+        self.skips.note(step - 1, skipped)
+        self._judge_skips(step)
+
     def look(self, step: int, record: Record) -> Record:
         """Judge the metrics of an interval that ends at ``step``; what else to log (collective).
 
         Raises:
             NumericsError: too many updates were left out, or the loss is no number.
-            RankError: the ranks' weights differ.
         """
         more: Record = {}
-        if skipped := self._judge_skips(step):
+        skipped = self.skips.read()
+        self._judge_skips(step)
+        if skipped:
             more["skipped"] = float(len(skipped))
         loss, std = record.get("loss"), record.get("feature_std")
         demand_number(loss, step)
@@ -69,9 +81,6 @@ class Keeper:
         if isinstance(loss, float) and (warning := self._spikes.leaps(loss)):
             screen.warn(f"step {step}: {warning}; nothing was changed{self._keep_spike(step)}")
             more["loss_leapt"] = loss
-        every = self._config.run.compare_every
-        if every and step % every == 0:
-            self.compare(step)
         return more
 
     def save(self, step: int, last: bool = False) -> None:
@@ -82,6 +91,7 @@ class Keeper:
             RankError: the ranks' weights differ.
             CheckpointError: it was the last one of the run, or the third in a row that could not be written.
         """
+        self.skips.catch_up()
         self._judge_skips(step)
         self.compare(step)
         tensors = snapshot(self._trainer, self._ema)
@@ -116,12 +126,10 @@ class Keeper:
             "or a collective gone wrong; the last checkpoint is intact, run the same command to go on"
         )
 
-    def _judge_skips(self, step: int) -> list[int]:
-        skipped = self.skips.read()
+    def _judge_skips(self, step: int) -> None:
         self._state["skipped"] = self.skips.total
         if self.skips.too_many():
             self._dump(step)
-        return skipped
 
     def _dump(self, step: int) -> None:
         """Leave what `diffsiam replay` needs, and end.

@@ -87,7 +87,7 @@ def test_a_straggler_is_named_and_the_run_goes_on(launcher, tmp_path):
 
 def test_weights_that_differ_are_found_within_the_configured_steps(launcher, tmp_path):
     fault = "weights:rank=1:step=5:add=0.001"
-    options = ("parallel.zero=0", "run.compare_every=2", "log.save_every=100")
+    options = ("parallel.zero=0", "run.compare_every=2", "log.save_every=100", "log.every=100")
     said = launcher.run(tmp_path, *options, world=2, fault=fault, code=6)
     assert (
         "the ranks' weights differ at step 6: no more than half of the ranks agree, first in encoder" in said

@@ -66,23 +66,22 @@ def test_two_ranks_resume_bit_identically_from_their_own_checkpoint(straight, tw
     assert differing(two_ranks, tmp_path, 6) == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
-def test_zero_stages_two_and_three_resume_bit_identically_and_on_one_rank(straight, tmp_path, stage):
-    arguments = [
-        "--config",
-        str(straight / "tiny.json"),
-        f"parallel.zero={stage}",
-        "train.steps=4",
-        "log.save_every=2",
-    ]
-    finish(*start_ranks(2, [*arguments, f"run.dir={tmp_path / 'straight'}"]))
-    finish(*start_ranks(2, [*arguments, f"run.dir={tmp_path / 'resumed'}", "train.steps=2"]))
-    shutil.copytree(tmp_path / "resumed", tmp_path / "one")
-    finish(*start_ranks(2, [*arguments, f"run.dir={tmp_path / 'resumed'}"]))
-    assert differing(tmp_path / "straight", tmp_path / "resumed", 4) == []
-    finish(start([*arguments, f"run.dir={tmp_path / 'one'}", "parallel.zero=0"]))
-    assert distance(tmp_path / "straight", tmp_path / "one", 4) < ROUNDING
+def test_zero_stages_two_and_three_resume_bit_identically_and_on_one_rank(launcher, tmp_path, stage):
+    tiny = write_config(tmp_path / "tiny.json")
+    straight, resumed, one = (tmp_path / name for name in ("straight", "resumed", "one"))
+
+    def run(where: Path, *overrides: str, world: int) -> None:
+        options = (f"parallel.zero={stage}", "train.steps=4", "log.save_every=2", *overrides)
+        launcher.run(where, *options, config=tiny, world=world)
+
+    run(straight, world=2)
+    run(resumed, "train.steps=2", world=2)
+    shutil.copytree(resumed, one)
+    run(resumed, world=2)
+    assert differing(straight, resumed, 4) == []
+    run(one, "parallel.zero=0", world=1)
+    assert distance(straight, one, 4) < ROUNDING
 
 
 def test_sigterm_saves_and_leaves_and_the_run_goes_on_as_if_nothing_had_happened(straight, tmp_path):
