@@ -116,7 +116,7 @@ def _train_and_report(
         config.data.resident, source, config.data.px, _recipe(config), ranks.device, ranks_here(ranks.world)
     )
     boundaries = (
-        resumed.state["boundaries"] if resumed else _boundaries(config, frozen, source, ranks, quarantine)
+        resumed.stated("boundaries") if resumed else _boundaries(config, frozen, source, ranks, quarantine)
     )
     with reading(ranks):
         kept = _pixels(held_out, config) if ranks.is_main and config.task == "diffusion" else None
@@ -139,7 +139,7 @@ def _train_and_report(
         write_started(run_dir, rows, ranks.world)
         for text in cautions(config):
             screen.warn(text)
-        if resumed and resumed.state["data"] != data:
+        if resumed and resumed.stated("data") != data:
             screen.warn(
                 "the images are not those of the checkpoint (their names, sizes or number): training goes on "
                 "with these, in another order"

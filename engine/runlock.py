@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UsageError
+from engine.json_files import DAMAGED
 from engine.processes import is_alive, start_time
 
 HEARTBEAT_SECONDS = 30.0
@@ -105,7 +106,7 @@ def _read(lock: Path) -> dict[str, Any] | None:
     try:
         record = json.loads(lock.read_text())
         return {key: record[key] for key in ("pid", "host", "started")}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (*DAMAGED, KeyError, TypeError):
         return None
 
 
