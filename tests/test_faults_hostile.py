@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from edited_runs import VALUES
+import uvicorn
+from edited_runs import VALUES, write_images
 from hostile import BESIDE, DEEP, EVIL, HARM, PROOF, bomb, hostile_runs, image_sets, weights, whole_run
 from reported_runs import evaluation
 from served import ask, served
@@ -15,8 +16,6 @@ from test_cli import NAMES, diffsiam
 from test_report_page import Page
 
 from engine.edit.opening import open_model
-from engine.explore.app import build_app
-from engine.explore.serve import context
 from engine.explore.studio import Studio
 
 pytestmark = [pytest.mark.faults]
@@ -61,9 +60,9 @@ READS = {
         "lost-attributes RUN -i FILE --out OUT",
     ],
     "labels": [
-        "manipulate RUN -a Smiling --labels FILE --out OUT",
-        "report RUN --labels FILE --out OUT",
-        "explore RUN --labels FILE --port 0",
+        "manipulate RUN -a Smiling --labels FILE --data IMAGES --out OUT",
+        "report RUN --labels FILE --data IMAGES --out OUT",
+        "explore RUN --labels FILE --data IMAGES --port 0",
     ],
     "run": [
         "export FILE OUT",
@@ -117,16 +116,23 @@ def place(tmp_path_factory, awaken) -> Path:
     whole_run(folder / "run", awaken)
     (folder / "config.json").write_text(json.dumps(VALUES))
     (folder / "labels.csv").write_text("image,Smiling\n" + "".join(f"{i},{i % 2}\n" for i in range(60)))
+    write_images(folder / "whole", 4)
     return folder
 
 
 @pytest.fixture
-def call(place, tmp_path):
-    """Carry out a command line; it ends by itself and runs nothing of what it reads."""
+def call(place, tmp_path, monkeypatch):
+    """Carry out a command line; nothing of what it reads runs, and no explorer begins to serve."""
+
+    def serves(*_, **__):
+        raise AssertionError("it would serve now")
+
+    monkeypatch.setattr(uvicorn.Server, "run", serves)
 
     def call(line: str, file: Path):
         words = {"FILE": file, "RUN": place / "run", "OUT": tmp_path / "out"}
         words |= {"CONFIG": place / "config.json", "LABELS": place / "labels.csv"}
+        words["IMAGES"] = place / "whole"
         for path in (tmp_path / "out",):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         filled = []
@@ -135,7 +141,7 @@ def call(place, tmp_path):
             filled.append(f"{key}{sign}{words.get(value, value)}")
         result = diffsiam(*filled)
         told = f"diffsiam {' '.join(filled)}\n{result.stderr}"
-        assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
+        assert isinstance(result.exception, SystemExit | None), f"{told}{result.exception!r}"
         assert "Traceback" not in result.output, told
         assert not list(place.rglob(PROOF)), told
         assert not list(place.parent.rglob("outside*")), told
@@ -174,7 +180,9 @@ def hostile_images(place):
 
 @pytest.mark.parametrize("line", lines("images"))
 def test_sets_of_images_that_are_none_are_refused(line, call, hostile_images):
-    for path in hostile_images.values():
+    for name, path in hostile_images.items():
+        if line.startswith("explore") and name in ("bombs", "tar"):
+            continue  # opened, and each image refused when it is asked for
         refused(call(line, path), path)
 
 
@@ -223,7 +231,11 @@ def test_training_refuses_it_too(launcher, runs):
 @pytest.mark.parametrize("line", lines("what a run left"))
 def test_what_a_run_left_is_listed_without_what_cannot_be_read(line, call, runs, place, tmp_path):
     for path in runs.values():
-        assert call(line, path).exit_code == 0
+        result = call(line, path)
+        if line.startswith("runs prune") and result.exit_code:
+            refused(result, path)
+        else:
+            assert result.exit_code == 0, result.stderr
     for name, content in BESIDE.items():
         run = shutil.copytree(place / "run", tmp_path / name.replace("/", "_"))
         (run / name).parent.mkdir(exist_ok=True)
@@ -270,7 +282,7 @@ def test_the_explorer_s_page_shows_labels_that_are_code_as_text(place, tmp_path)
         file = tmp_path / "named.csv"
         file.write_text(f"image,{label}\n" + "".join(f"{i},{i % 2}\n" for i in range(60)))
         studio = Studio(open_model(run), tmp_path / run.name, file, None)
-        with served(build_app(studio, context(studio))) as there:
+        with served(studio) as there:
             (tmp_path / "page.html").write_bytes(ask(there, "GET", "/")[1])
         return Page(tmp_path / "page.html")
 

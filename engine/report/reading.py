@@ -163,7 +163,7 @@ def _read(run_dir: Path, name: str) -> Run:
         name,
         from_dict(values),
         _metrics(run_dir / "metrics.jsonl"),
-        read_object(newest / "manifest.json") if newest else {},
+        _manifest(newest) if newest else {},
         read_object(newest / "state.json") if newest else {},
         read_object(report / STARTED),
         read_evaluation(run_dir),
@@ -175,6 +175,12 @@ def _read(run_dir: Path, name: str) -> Run:
 
 def _newest_checkpoint(run_dir: Path) -> Path | None:
     return max((run_dir / "checkpoints").glob("step_*"), default=None, key=lambda path: int(path.name[5:]))
+
+
+def _manifest(checkpoint: Path) -> dict[str, Any]:
+    found = read_object(checkpoint / "manifest.json")
+    is_one = isinstance(found.get("files"), dict) and isinstance(found.get("step"), int)
+    return found if is_one else {}
 
 
 def _metrics(path: Path) -> list[Point]:
