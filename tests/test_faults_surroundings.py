@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 import time
@@ -116,29 +115,6 @@ def folder(tmp_path_factory) -> Path:
     for number in range(20):
         Image.fromarray(draws.integers(0, 255, (24, 24, 3), dtype=np.uint8)).save(place / f"{number}.png")
     return place
-
-
-@thorough
-def test_a_reader_that_is_killed_ends_the_run_with_the_set_it_read(launcher, folder, tmp_path):
-    options = ("data.source=folder", f"data.path={folder}", "data.workers=1", "data.resident=off")
-    (process,) = launcher.start(
-        tmp_path, *options, "run.timeout=20", "train.steps=400", fault="step:sleep=0.1"
-    )
-    process.wait_for("step 1/")
-    reader = next(pid for pid in children(process.pid) if "spawn_main" in command(pid))
-    os.kill(reader, signal.SIGKILL)
-    assert process.wait() == 5, process.output()
-    assert f"folder {folder}" in process.output()
-    assert "Traceback" not in process.output()
-
-
-def children(parent: int) -> list[int]:
-    listed = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    return [int(pid) for pid in listed]
-
-
-def command(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_text()
 
 
 def test_a_list_of_broken_images_that_was_cut_off_is_read_as_far_as_it_goes(folder, tmp_path):
