@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+from contextvars import ContextVar
 from typing import Annotated, Any
 
 import typer
@@ -11,11 +13,23 @@ from typer.core import TyperGroup
 from engine.errors import FAILURES
 from engine.examples import epilog
 
+_typed: ContextVar[str | None] = ContextVar("typed", default=None)
+
+
+def typed_command() -> str | None:
+    """The command line as typed, quoted for a shell; None where no command of `diffsiam` is running."""
+    return _typed.get()
+
 
 class Commands(TyperGroup):
     """Commands whose help ends with examples, and whose errors are one line on standard error and an exit
     code of their own.
     """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if ctx.parent is None:  # a group within a group sees fewer words
+            ctx.meta["diffsiam.typed"] = shlex.join(["diffsiam", *args])
+        return super().parse_args(ctx, args)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         command = super().get_command(ctx, cmd_name)
@@ -29,11 +43,14 @@ class Commands(TyperGroup):
             formatter.write_dl([(name, (command.help or "").partition("\n\n")[0]) for name, command in named])
 
     def invoke(self, ctx: Any) -> Any:
+        before = _typed.set(ctx.meta["diffsiam.typed"])
         try:
             return super().invoke(ctx)
         except FAILURES as error:
             print(f"error: {error}", file=sys.stderr)
             raise typer.Exit(error.exit_code) from None
+        finally:
+            _typed.reset(before)
 
 
 def group(about: str | None = None) -> typer.Typer:

@@ -15,6 +15,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from rich import box
@@ -202,6 +203,14 @@ def counting(total: int, what: str, plain_seconds: float = 10.0) -> Iterator[Cal
         yield tell
 
 
+NEEDLESS = {
+    # Said on every machine that has a CUDA toolkit and no GPU; the first block names the device anyway.
+    "torch.utils.cpp_extension": "No CUDA runtime",
+    # Of SGD, for which bench.zero holds every stage to the weights of one rank.
+    "DeepSpeed": "ZeRO with an untested optimizer",
+}
+
+
 def quiet_libraries() -> None:
     """Keep the chatter of DeepSpeed, torch and DALI to warnings, and on ranks above 0 to errors.
 
@@ -210,15 +219,17 @@ def quiet_libraries() -> None:
     level = logging.WARNING if is_speaker() else logging.ERROR
     for name in ("DeepSpeed", "torch", "torch.distributed", "nvidia.dali", "xformers"):
         logging.getLogger(name).setLevel(level)
-    # Said on every machine that has a CUDA toolkit and no GPU; the first block names the device anyway.
-    logging.getLogger("torch.utils.cpp_extension").addFilter(
-        lambda record: "No CUDA runtime" not in record.getMessage()
-    )
+    for name, needless in NEEDLESS.items():
+        logging.getLogger(name).addFilter(partial(_is_needed, needless))
     if not is_speaker():
         warnings.simplefilter("ignore")  # rank 0 gives the same ones
     # DeepSpeed calls torch's collectives by names that torch is about to rename.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch\.distributed|deepspeed)\b")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorBoard loads TensorFlow where it is installed
+
+
+def _is_needed(needless: str, record: logging.LogRecord) -> bool:
+    return needless not in record.getMessage()
 
 
 @contextlib.contextmanager

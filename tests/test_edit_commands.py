@@ -1,6 +1,7 @@
 """The commands that edit images: their files, their figures, and how they refuse."""
 
 import json
+import shlex
 from dataclasses import replace
 
 import numpy as np
@@ -72,6 +73,9 @@ class TestCounterfactual:
         assert told["seed"] == 7
         assert [model["step"] for model in told["models"]] == [3, 3]
         assert framed(out) == 2 * 2 * 2 * 2  # subsets, models, pairs, both originals
+        typed = shlex.split(told["typed"])
+        assert typed[:4] == ["diffsiam", "counterfactual", str(pdae), str(run)]
+        assert typed[-2:] == ["--out", str(out)]
 
     def test_the_upper_row_starts_with_one_original_and_the_lower_row_ends_with_the_other(
         self, run, tmp_path

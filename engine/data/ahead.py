@@ -12,7 +12,10 @@ from torch import Tensor
 
 from engine.data.stream import one_thread
 
-CHUNK_PIXELS = 128 * 128  # that a thread augments at a time, so that they stay in its cache
+# What a thread augments at a time: few enough pixels to stay in its cache, and of small images enough for the
+# work of a call to outweigh the call, during which other threads wait.
+ALONE_PX = 128
+CHUNK_PIXELS = 2 * 128 * 128
 
 Batch = dict[str, Tensor]
 Augment = Callable[[Batch, slice], Batch]
@@ -79,7 +82,7 @@ class Ahead:
         batch, augment = self._decode()
         made = {name: torch.empty_like(batch["x_0"]) for name in self._names}
         count, px = batch["x_0"].shape[:2]
-        size = max(1, CHUNK_PIXELS // px**2)
+        size = 1 if px >= ALONE_PX else max(1, CHUNK_PIXELS // px**2)
         chunks = [slice(start, start + size) for start in range(0, count, size)]
 
         def every(first: int) -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from diffsiam.sampling import Recipe
 from engine import screen
+from engine.command_line import typed_command
 from engine.edit.opening import Trained
 from engine.errors import UsageError
 from engine.plain_json import write_json
@@ -27,6 +28,7 @@ class Output:
     """A folder of results, written when all of them are there; an earlier one is replaced.
 
     Args:
+        command: its name; the record also has the line as typed, if one was.
         folder: None: ``edits/COMMAND`` in the first run's directory.
         settings: JSON-able; with them, the seed and the recipe the images can be made again.
 
@@ -52,6 +54,7 @@ class Output:
             raise UsageError(f"--out {self.folder}: holds other files; give a new folder")
         self.record: dict[str, Any] = {
             "command": command,
+            "typed": typed_command(),
             "models": [{"name": each.name, **each.origin} for each in opened],
             "recipe": asdict(recipe) if recipe else None,
             **settings,
