@@ -17,11 +17,12 @@ from engine.collapse import collapse_warning
 from engine.config import Config
 from engine.config_file import config_hash
 from engine.ema import Ema
-from engine.errors import CheckpointError, NumericsError, RankError
+from engine.errors import CheckpointError, NumericsError, RankError, UsageError
 from engine.metrics import Record
 from engine.numerics import AFTER_NUMERICS, WINDOW, Skips, Spikes, demand_finite, demand_number
 from engine.parallel import Ranks, Trainer
 from engine.resume import snapshot
+from engine.runlock import usurper
 
 SAVES_LOST = 3  # in a row, that end a run
 SPIKES_KEPT = 3
@@ -89,8 +90,10 @@ class Keeper:
         Raises:
             NumericsError: the weights are not finite, or too many updates were left out.
             RankError: the ranks' weights differ.
+            UsageError: another run writes here now.
             CheckpointError: it was the last one of the run, or the third in a row that could not be written.
         """
+        self._demand_lock(step)
         self.skips.catch_up()
         self._judge_skips(step)
         self.compare(step)
@@ -105,6 +108,19 @@ class Keeper:
         if last or self._lost >= SAVES_LOST:
             raise failure
         screen.warn(f"{failure}; training goes on ({self._lost} of {SAVES_LOST} failures that end it)")
+
+    def _demand_lock(self, step: int) -> None:
+        """Write nothing into a directory that another run writes (collective).
+
+        Raises:
+            UsageError: the lock was removed by hand, and another run took it.
+        """
+        taken = usurper(self._run_dir) if self._ranks.is_main else None
+        if self._ranks.any(taken is not None):
+            raise UsageError(
+                f"{self._run_dir}/run.lock was removed and is held by {taken or 'another run'} now; "
+                f"step {step} is not saved, this run ends"
+            )
 
     def compare(self, step: int) -> None:
         """Demand that all ranks hold the same weights, bit by bit (collective).

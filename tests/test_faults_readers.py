@@ -104,7 +104,8 @@ def test_readers_that_hang_do_not_keep_a_run_from_saving(
     assert state_hash(state(tmp_path)) == straight_from_readers
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=thorough)])
+@thorough
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_request_to_a_run_and_its_readers_at_once_is_saved_and_forgotten(
     number, training, launcher, options, straight_from_readers, tmp_path
 ):

@@ -84,7 +84,7 @@ ENTERED += "    if found: print('entered', flush=True)\n    return found\nf._ask
 @pytest.mark.parametrize(
     ("phase", "number"),
     [
-        ("data", signal.SIGTERM),
+        pytest.param("data", signal.SIGTERM, marks=thorough),
         ("draw", signal.SIGTERM),
         pytest.param("step", signal.SIGUSR1, marks=thorough),
         pytest.param("save.begun", signal.SIGTERM, marks=thorough),
@@ -122,6 +122,7 @@ torch.compile = lambda function, **options: compiled(function, backend=compiler,
 """
 
 
+@thorough
 def test_a_request_while_the_networks_are_compiled_is_heard_when_they_are(launcher, tmp_path):
     runs, options = [tmp_path / name for name in ("straight", "stopped")], ("train.steps=3",)
     launcher.run(runs[0], *options, before=COMPILED.format(seconds=0))
@@ -157,7 +158,9 @@ def test_a_compiler_that_fails_by_itself_is_a_failure(launcher, tmp_path):
 def test_images_that_never_come_do_not_keep_a_run_from_saving(launcher, straight, tmp_path):
     before = """
 import time
-from engine.data import feeds
+from engine import train
+from engine.data import feeds, pipeline
+train.PATIENCE_SECONDS = pipeline.CLOSE_SECONDS = 1.0
 real = feeds.Reader.stream
 def stalled(self, positions):
     if positions[0] >= 20:

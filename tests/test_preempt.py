@@ -57,6 +57,7 @@ def test_handlers_are_given_back():
     assert [signal.getsignal(number) for number in REQUESTS] == before
 
 
+@pytest.mark.thorough
 def test_a_second_request_ends_the_process_at_once():
     code = (
         "import time\nfrom engine import preempt\npreempt.TOGETHER_SECONDS = 0.1\n"
