@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 from edited_runs import write_images
+from image_sets import celeba
 
 from diffsiam.subsets import Subsets, balanced_ends
 from engine.data.rooms import FACTORS, LEVELS, Rooms
-from engine.data.sources import FolderSource, RoomsSource
+from engine.data.sources import FolderSource, RoomsSource, open_source
 from engine.edit.attributes import read_labels, read_table
 from engine.edit.choices import default_subsets, read_choices, read_scales, slug
 from engine.errors import UsageError
@@ -72,6 +73,23 @@ def test_what_is_wrong_with_a_file_of_labels_is_said_with_its_line(tmp_path, tex
     asked = ["worm"] if "column" in hint else []
     with pytest.raises(UsageError, match=hint):
         read_labels(FolderSource(tmp_path / "in"), np.arange(1), asked, file)
+
+
+def test_a_set_with_attributes_of_its_own_needs_no_file(tmp_path):
+    source = open_source("auto", celeba(tmp_path / "faces"), 16, 0, 0)
+    labels = read_labels(source, np.array([1, 3, 4]), ["Young", "Bald"], None)
+    assert labels.indices.tolist() == [1, 3, 4]
+    assert labels.values.tolist() == [[bool(i >> 2 & 1), bool(i & 1)] for i in (1, 3, 4)]
+    assert read_labels(source, np.arange(2), [], None).names == ["Bald"]
+    with pytest.raises(UsageError, match="the nearest is Smiling"):
+        read_labels(source, np.arange(2), ["smiling"], None)
+
+
+def test_a_class_is_an_attribute_where_there_are_no_others(tmp_path):
+    for name, count in (("cat", 2), ("dog", 3)):
+        write_images(tmp_path / "in" / name, count)
+    labels = read_labels(FolderSource(tmp_path / "in"), np.arange(5), ["dog", "cat"], None)
+    assert labels.values.T.tolist() == [[False] * 2 + [True] * 3, [True] * 2 + [False] * 3]
 
 
 def test_images_without_labels_need_a_file(tmp_path):

@@ -1,4 +1,4 @@
-"""Labels of attributes: factors of Rooms, CelebA's list of 40, or a CSV."""
+"""Labels of attributes: factors of Rooms, what a set itself says (CelebA's 40, classes), or a CSV."""
 
 from __future__ import annotations
 
@@ -35,8 +35,9 @@ def read_labels(source: Source, indices: np.ndarray, asked: list[str], file: Pat
     """Labels of the images ``indices`` of a source, for the attributes asked for.
 
     Args:
-        asked: of Rooms "FACTOR", which is true in the upper half of its values, or "FACTOR=VALUE"; of a file
-            the names of its columns; none: brightness and lamp, or the file's first.
+        asked: of Rooms "FACTOR", which is true in the upper half of its values, or "FACTOR=VALUE"; of other
+            sets their attributes or classes; of a file the names of its columns; none: brightness and lamp,
+            or the first.
         file: CelebA's list_attr_celeba.txt, or a CSV whose first column names the images (by path below the
             folder, or by file name) and whose other columns are attributes: 1 for true, 0 or -1 for false.
 
@@ -49,7 +50,31 @@ def read_labels(source: Source, indices: np.ndarray, asked: list[str], file: Pat
         names = asked or list(ROOMS_DEFAULT)
         levels = source.rooms.factors(indices)
         return Labels(names, indices, np.stack([_of_rooms(name, levels) for name in names], axis=1))
+    if own_names(source):
+        return _of_source(source, indices, asked)
     raise UsageError("these images have no labels; --labels: give a CSV, or CelebA's list_attr_celeba.txt")
+
+
+def own_names(source: Source) -> list[str]:
+    """What a set itself says of its images: its attributes, or else its classes."""
+    if source.attributes is not None:
+        return list(source.attribute_names)
+    return list(source.classes) if source.labels is not None else []
+
+
+def _of_source(source: Source, indices: np.ndarray, asked: list[str]) -> Labels:
+    names = own_names(source)
+    chosen = asked or names[:1]
+    for name in chosen:
+        if name not in names:
+            raise UsageError(f"--attribute {name}: {_nearest(name, names)}")
+    columns = [names.index(name) for name in chosen]
+    if source.attributes is not None:
+        values = source.attributes[indices][:, columns].astype(bool)
+    else:
+        assert source.labels is not None, "it has names"
+        values = source.labels[indices][:, None] == np.array(columns)
+    return Labels(chosen, np.asarray(indices), values)
 
 
 def _of_rooms(name: str, levels: np.ndarray) -> np.ndarray:

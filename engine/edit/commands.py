@@ -104,7 +104,7 @@ def manipulate(
         typer.Option(
             "--attribute",
             "-a",
-            help="Of Rooms: FACTOR (its upper half) or FACTOR=VALUE; of a file: a column.",
+            help="Of Rooms: FACTOR (its upper half) or FACTOR=VALUE; else an attribute, a class, a column.",
         ),
     ] = None,
     labels: Annotated[

@@ -19,14 +19,15 @@ from diffsiam.counterfactual import counterfactual_jobs, counterfactuals
 from diffsiam.manipulation import manipulate
 from diffsiam.sampling import Recipe
 from engine.data.rooms import FACTORS
-from engine.edit.attributes import read_labels, read_table
+from engine.data.sources import RoomsSource
+from engine.edit.attributes import own_names, read_labels, read_table
 from engine.edit.choices import demand_within, read_choices, read_scales, scale_names
 from engine.edit.manipulation import features, learn, manipulation_sheet, title
 from engine.edit.mixing import counterfactual_sheet
 from engine.edit.opening import Opened, training_images
 from engine.edit.pictures import labelled_images, pictures, pixels
 from engine.edit.units import union_of, unit_name, units_of
-from engine.errors import UsageError
+from engine.errors import DataError, UsageError
 
 SAMPLES = 5000  # labelled images to learn an attribute from, as the command line has it
 BATCH, MOST_SCALES = 64, 21
@@ -102,7 +103,8 @@ class Studio:
     """One model and the images of one session.
 
     Args:
-        labels: CSV or CelebA's list of the training set's (or ``data``'s) images; None: Rooms' factors.
+        labels: CSV or CelebA's list of the training set's (or ``data``'s) images; None: what the set itself
+            says (Rooms' factors, attributes, classes).
         data: folder that numbers count in.
         folder: where uploaded images are kept.
     """
@@ -124,9 +126,14 @@ class Studio:
         """Names of what can be pushed; empty without labels."""
         if self._labels is not None:
             return read_table(self._labels)[0]
-        named = self.opened.images
-        is_rooms = self.data is None and named is not None and named.data.source == "rooms"
-        return [factor.name for factor in FACTORS] if is_rooms else []
+        if not self.has_numbers:
+            return []
+        try:
+            source = training_images(self.opened, self.data)
+        except (UsageError, DataError):  # they are not on this machine: nothing can be learnt from them
+            return []
+        is_rooms = isinstance(source, RoomsSource)
+        return [factor.name for factor in FACTORS] if is_rooms else own_names(source)
 
     def upload(self, name: str, content: bytes) -> int:
         """Keep an image file; returns its number.
