@@ -35,6 +35,7 @@ from torch import Tensor
 from diffsiam.weights.files import write_tensors
 from engine import faults, screen
 from engine.errors import CheckpointError
+from engine.json_files import read_json
 from engine.processes import is_alive
 
 FORMAT = 1
@@ -59,6 +60,16 @@ class Checkpoint:
     step: int
     config_hash: str
     state: dict[str, Any]
+
+    def stated(self, name: str) -> Any:
+        """What the state says under a name that every run writes.
+
+        Raises:
+            CheckpointError: it says nothing: no run of this engine wrote it.
+        """
+        if name not in self.state:
+            raise CheckpointError(f"{self.path}: {_STATE} holds no {name!r}")
+        return self.state[name]
 
     def load(self, stem: str) -> dict[str, Tensor]:
         """The tensors saved under ``stem`` ("model", "ema", "optimizer", ...), on the CPU and contiguous.
@@ -159,8 +170,9 @@ def verify(path: Path | str) -> Checkpoint:
     path = Path(path)
     try:
         manifest = json.loads((path / _MANIFEST).read_bytes())
-        claimed = manifest.pop("manifest_sha256")
-        files, step, form = manifest["files"], manifest["step"], manifest["format"]
+        claimed, form = manifest.pop("manifest_sha256"), manifest["format"]
+        step, config_hash = int(manifest["step"]), str(manifest["config_hash"])
+        files = {name: (known["size"], known["sha256"]) for name, known in manifest["files"].items()}
     except FileNotFoundError:
         raise CheckpointError(f"{path}: {_MANIFEST} is missing") from None
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
@@ -171,10 +183,15 @@ def verify(path: Path | str) -> Checkpoint:
         raise CheckpointError(f"{path}: {_MANIFEST} is damaged")
     if path.name != f"step_{step:08d}":
         raise CheckpointError(f"{path}: the manifest is that of step {step}")
-    for name, expected in files.items():
-        if reason := _damage(path / name, expected["size"], expected["sha256"]):
+    for name, (size, sha256) in files.items():
+        if Path(name).name != name:
+            raise CheckpointError(f"{path}: {_MANIFEST} names {name}, which is no file of its directory")
+        if reason := _damage(path / name, size, sha256):
             raise CheckpointError(f"{path}: {name} {reason}")
-    return Checkpoint(path, step, manifest["config_hash"], json.loads((path / _STATE).read_bytes()))
+    state = read_json(path / _STATE)
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: {_STATE} is no object of JSON")
+    return Checkpoint(path, step, config_hash, state)
 
 
 def remove_stale(run_dir: Path | str) -> None:
@@ -265,7 +282,7 @@ def _looks_whole(path: Path) -> bool:
     try:
         files = json.loads((path / _MANIFEST).read_bytes())["files"]
         return all((path / name).stat().st_size == known["size"] for name, known in files.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
 

@@ -62,13 +62,13 @@ def averages(run_dir: Path, with_frozen: bool = True) -> tuple[Checkpoint, Confi
     found = checkpoint.latest(run_dir)
     if found is None:
         raise UsageError(f"{run_dir}: no checkpoint there; give the directory of a run")
-    config = from_dict(found.state["config"])
+    config = from_dict(found.stated("config"))
     if config.task != "diffsiam":
         raise UsageError(f"{run_dir}: trained a diffusion model; {run_dir}/unet.safetensors is its export")
     extras = {
-        "subsets": subsets_to_dict(build_subsets(config, found.state["boundaries"])),
+        "subsets": subsets_to_dict(build_subsets(config, found.stated("boundaries"))),
         "schedule": {**config.schedule.model_dump(), "gamma": config.loss.gamma},
-        "frozen": found.state["weights"],
+        "frozen": found.stated("weights"),
     }
     return found, config, replace(_parts(found, config, with_frozen), extras=extras)
 
@@ -106,7 +106,7 @@ def _parts(found: Checkpoint, config: Config, with_frozen: bool) -> Parts:
     frozen = read_frozen(config)
     if frozen is None:  # random weights, for trials: there is nothing to include
         return replace(parts, config=unet_config(config))
-    demand_same_file(found.state["weights"], record(frozen))
+    demand_same_file(found.stated("weights"), record(frozen))
     return replace(parts, config=frozen.config, unet=frozen.unet if with_frozen else None)
 
 
@@ -116,7 +116,7 @@ def _provenance(found: Checkpoint, run_dir: Path) -> dict[str, Any]:
         "run": run_dir.name,
         "step": found.step,
         "config_hash": found.config_hash,
-        "data_fingerprint": found.state["data"],
+        "data_fingerprint": found.stated("data"),
         "versions": manifest.get("versions", {}),
-        "config": found.state["config"],
+        "config": found.stated("config"),
     }

@@ -14,6 +14,7 @@ from types import FrameType
 
 from engine.errors import RankError
 from engine.peers import Peer, missing
+from engine.processes import end_helpers
 
 GRACE_SECONDS = 30.0
 _ENGINE = str(Path(__file__).resolve().parent)
@@ -90,6 +91,7 @@ class HangWatch:
             file.flush()
             faulthandler.dump_traceback(file, all_threads=True)
         print(f"error: {text}", file=sys.stderr, flush=True)
+        end_helpers()
         os._exit(RankError.exit_code)  # no clean-up: it would wait for what does not come
 
 

@@ -17,11 +17,12 @@ from engine.collapse import collapse_warning
 from engine.config import Config
 from engine.config_file import config_hash
 from engine.ema import Ema
-from engine.errors import CheckpointError, NumericsError, RankError
+from engine.errors import CheckpointError, NumericsError, RankError, UsageError
 from engine.metrics import Record
 from engine.numerics import AFTER_NUMERICS, WINDOW, Skips, Spikes, demand_finite, demand_number
 from engine.parallel import Ranks, Trainer
 from engine.resume import snapshot
+from engine.runlock import usurper
 
 SAVES_LOST = 3  # in a row, that end a run
 SPIKES_KEPT = 3
@@ -52,15 +53,27 @@ class Keeper:
         self.skips = Skips(log, config.train.batch_size, config.run.skips, before)
         self._spikes, self._leapt = Spikes(), 0
 
+    def note(self, step: int, skipped: Tensor) -> None:
+        """Remember whether the update that made ``step`` of the step before was left out: 0-d, not 0 where it
+        was. That too many were ends the run :data:`~engine.numerics.LAG` steps later, on all ranks at once,
+        whether or not something is logged between.
+
+        Raises:
+            NumericsError: too many updates were left out.
+        """
+        self.skips.note(step - 1, skipped)
+        self._judge_skips(step)
+
     def look(self, step: int, record: Record) -> Record:
         """Judge the metrics of an interval that ends at ``step``; what else to log (collective).
 
         Raises:
             NumericsError: too many updates were left out, or the loss is no number.
-            RankError: the ranks' weights differ.
         """
         more: Record = {}
-        if skipped := self._judge_skips(step):
+        skipped = self.skips.read()
+        self._judge_skips(step)
+        if skipped:
             more["skipped"] = float(len(skipped))
         loss, std = record.get("loss"), record.get("feature_std")
         demand_number(loss, step)
@@ -69,9 +82,6 @@ class Keeper:
         if isinstance(loss, float) and (warning := self._spikes.leaps(loss)):
             screen.warn(f"step {step}: {warning}; nothing was changed{self._keep_spike(step)}")
             more["loss_leapt"] = loss
-        every = self._config.run.compare_every
-        if every and step % every == 0:
-            self.compare(step)
         return more
 
     def save(self, step: int, last: bool = False) -> None:
@@ -80,8 +90,11 @@ class Keeper:
         Raises:
             NumericsError: the weights are not finite, or too many updates were left out.
             RankError: the ranks' weights differ.
+            UsageError: another run writes here now.
             CheckpointError: it was the last one of the run, or the third in a row that could not be written.
         """
+        self._demand_lock(step)
+        self.skips.catch_up()
         self._judge_skips(step)
         self.compare(step)
         tensors = snapshot(self._trainer, self._ema)
@@ -95,6 +108,19 @@ class Keeper:
         if last or self._lost >= SAVES_LOST:
             raise failure
         screen.warn(f"{failure}; training goes on ({self._lost} of {SAVES_LOST} failures that end it)")
+
+    def _demand_lock(self, step: int) -> None:
+        """Write nothing into a directory that another run writes (collective).
+
+        Raises:
+            UsageError: the lock was removed by hand, and another run took it.
+        """
+        taken = usurper(self._run_dir) if self._ranks.is_main else None
+        if self._ranks.any(taken is not None):
+            raise UsageError(
+                f"{self._run_dir}/run.lock was removed and is held by {taken or 'another run'} now; "
+                f"step {step} is not saved, this run ends"
+            )
 
     def compare(self, step: int) -> None:
         """Demand that all ranks hold the same weights, bit by bit (collective).
@@ -116,12 +142,10 @@ class Keeper:
             "or a collective gone wrong; the last checkpoint is intact, run the same command to go on"
         )
 
-    def _judge_skips(self, step: int) -> list[int]:
-        skipped = self.skips.read()
+    def _judge_skips(self, step: int) -> None:
         self._state["skipped"] = self.skips.total
         if self.skips.too_many():
             self._dump(step)
-        return skipped
 
     def _dump(self, step: int) -> None:
         """Leave what `diffsiam replay` needs, and end.

@@ -116,9 +116,9 @@ def train(
             assert skipped is not None, "the last micro-batch ends the step"
             faults.spoil_weights("weights", step, trainer.module)
             metrics.settle(skipped)
-            keeper.skips.note(step, skipped)
             ema.update(step)
             step += 1
+            keeper.note(step, skipped)
             progress.advance(step)
 
             done = step == config.train.steps
@@ -128,6 +128,8 @@ def train(
             if due(every.grid_every, step) or (done and every.grid_every):
                 with hang.phase("drawing"):
                     record |= draw(task, trainer, ema, ranks, samples, grid_path(run_dir, step), preemption)
+            if due(config.run.compare_every, step):
+                keeper.compare(step)
             sinks.write(step, record)
             if due(every.save_every, step) or done:
                 with hang.phase("saving"):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from diffsiam.weights import Parts
 from engine.config import Config
+from engine.json_files import read_object
 
 TEMPLATE = Path(__file__).resolve().parent / "assets" / "model_card.md"
 ARMS = {
@@ -60,7 +60,7 @@ def measured(run_dir: Path) -> str:
     report, tables = run_dir / "report" / "evaluation.json", run_dir / "evaluation" / "tables.md"
     found = []
     if report.is_file():
-        found.append(_arms(json.loads(report.read_text())["arms"]))
+        found.append(_arms(read_object(report).get("arms", {})))
     if tables.is_file():
         found.append(tables.read_text().strip())
     return "\n\n".join(found) or NOTHING

@@ -1,8 +1,8 @@
 """Updates that are left out because a loss or a gradient is no number, and losses that leap.
 
 A non-finite loss or gradient on any rank makes every rank leave out that update: parameters, optimizer state
-and running statistics stay as they were, on the device, without waiting for it. What was left out is read
-where the metrics are.
+and running statistics stay as they were, on the device, without waiting for it. What was left out is known a
+few steps later, or where the metrics are read.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import math
 import statistics
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from engine.errors import NumericsError
 
 AFTER_NUMERICS = "the last checkpoint is intact; lower optimizer.lr or set optimizer.grad_clip"
 WINDOW = 100  # steps in which run.skips updates may be left out
+LAG = 8  # steps after which the host looks at what became of one
 SPIKE_DEVIATIONS, SPIKE_HISTORY, SPIKE_LEAST = 6.0, 50, 16
 
 
@@ -57,6 +58,37 @@ def not_finite(gradients: Iterable[Tensor]) -> Tensor:
     return (~torch.linalg.vector_norm(torch.stack(norms)).isfinite()).float()
 
 
+class Flags:
+    """One flag of the device a step, on the host :data:`LAG` steps later: copied without waiting, and read
+    when the copy has long arrived. All ranks read the flag of one step at one step.
+    """
+
+    def __init__(self, event: Callable[[], torch.cuda.Event] = torch.cuda.Event):
+        self._event = event
+        self._sent: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque()
+
+    def send(self, step: int, flag: Tensor) -> None:
+        """Start the copy of a step's flag, 0-d; nothing waits for it."""
+        here = torch.empty((), dtype=flag.dtype, pin_memory=flag.is_cuda)
+        here.copy_(flag.detach().reshape(()), non_blocking=True)
+        arrival = self._event() if flag.is_cuda else None
+        if arrival is not None:
+            arrival.record()
+        self._sent.append((step, here, arrival))
+
+    def arrived(self, lag: int = LAG) -> list[tuple[int, bool]]:
+        """(step, whether its flag is not 0) of those sent at least ``lag`` steps before the last, once each.
+        At lag 0 it waits for the device, else only for a host that runs further ahead than that.
+        """
+        found = []
+        while self._sent and self._sent[0][0] <= self._sent[-1][0] - lag:
+            step, here, arrival = self._sent.popleft()
+            if arrival is not None:
+                arrival.synchronize()
+            found.append((step, bool(here)))
+        return found
+
+
 class Skips:
     """The updates that were left out, step by step.
 
@@ -69,28 +101,36 @@ class Skips:
 
     def __init__(self, path: Path | None, batch: int, allowed: int, before: int = 0):
         self.total, self._path, self._batch, self._allowed = before, path, batch, allowed
-        self._noted: list[tuple[int, Tensor]] = []
+        self._flags = Flags()
         self._recent: deque[int] = deque()
+        self._unreported: list[int] = []
 
     def note(self, step: int, skipped: Tensor) -> None:
-        """Remember what became of a step: 0-d, not 0 where its update was left out; nothing is read."""
-        self._noted.append((step, skipped))
+        """Remember what became of a step: 0-d, not 0 where its update was left out. What became of the step
+        :data:`LAG` before is counted and logged; the device is not waited for.
+        """
+        self._flags.send(step, skipped)
+        self._count(LAG)
+
+    def catch_up(self) -> None:
+        """Count every step noted so far; waits for the device."""
+        self._count(0)
 
     def read(self) -> list[int]:
-        """The steps left out since the last call, logged; waits for the device."""
-        if not self._noted:
-            return []
-        flags = torch.stack([flag.reshape(()) for _, flag in self._noted]).tolist()
-        steps = [step for (step, _), flag in zip(self._noted, flags, strict=True) if flag]
-        last = self._noted[-1][0]
-        self._noted = []
-        self.total += len(steps)
-        self._recent.extend(steps)
-        while self._recent and self._recent[0] <= last - WINDOW:
-            self._recent.popleft()
-        for step in steps:
-            self._log(step)
+        """The steps left out since the last call, up to the last one noted; waits for the device."""
+        self.catch_up()
+        steps, self._unreported = self._unreported, []
         return steps
+
+    def _count(self, lag: int) -> None:
+        for step, skipped in self._flags.arrived(lag):
+            while self._recent and self._recent[0] <= step - WINDOW:
+                self._recent.popleft()
+            if skipped:
+                self.total += 1
+                self._recent.append(step)
+                self._unreported.append(step)
+                self._log(step)
 
     @property
     def recent(self) -> list[int]:

@@ -12,7 +12,7 @@ from types import FrameType, TracebackType
 import torch
 from torch import Tensor
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+from engine.processes import REQUESTS
 
 # Ctrl-C reaches every process of a terminal, and the deepspeed launcher then sends SIGTERM to its children as
 # well: what arrives together is one request.
@@ -34,7 +34,7 @@ class Preemption:
     def __init__(self) -> None:
         self._first: float | None = None
         self._interrupts = False
-        self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        self._previous = {number: signal.signal(number, self._handle) for number in REQUESTS}
 
     def requested(self) -> bool:
         """Whether this process has been asked to stop."""

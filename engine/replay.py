@@ -61,7 +61,7 @@ class Dump:
     def batches(self, step: int) -> list[Batch]:
         """The micro-batches of a step, in the sizes in which the run computed them."""
         train = self.config.train
-        world = self.found.state["world"]
+        world = self.found.stated("world")
         size = micro_batch(self.config, world)
         loader = Loader(
             self.source,
@@ -122,7 +122,7 @@ def replay(run_dir: Path) -> str:
         CheckpointError: the dump is damaged.
     """
     dump = open_dump(run_dir)
-    steps = list(dump.found.state["skipped_steps"])
+    steps = list(dump.found.stated("skipped_steps"))
     tried = sorted({steps[i * (len(steps) - 1) // max(STEPS_TRIED - 1, 1)] for i in range(STEPS_TRIED)})
     screen.line(f"{dump.found.path}: {len(steps)} updates were left out; steps {_listed(tried)} again, twice")
     screen.line(f"{dump.device}, {dump.policy.reasons[0][1]}")
@@ -183,7 +183,7 @@ def open_dump(run_dir: Path) -> Dump:
             f"{run_dir}: there is no dump; a run leaves one when it ends with exit code 3 after too many "
             "updates were left out (run.skips)"
         )
-    config = from_dict(found.state["config"])
+    config = from_dict(found.stated("config"))
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     policy = choose_policy(config, device)
     parts = read_frozen(config)
@@ -192,7 +192,7 @@ def open_dump(run_dir: Path) -> Dump:
     task: Task = (
         Pretraining(config, policy)
         if config.task == "diffusion"
-        else Representation(config, policy, frozen, found.state["boundaries"], parts, start=original)
+        else Representation(config, policy, frozen, found.stated("boundaries"), parts, start=original)
     )
     module = task.build()
     load_model(module, found.load("model"), found.path)

@@ -22,7 +22,7 @@ def check_resumable(checkpoint: Checkpoint, config: Config) -> None:
     Raises:
         UsageError: something differs that shapes tensors or draws; changes that a run may make are announced.
     """
-    differences = compatible(checkpoint.state["config"], config)
+    differences = compatible(checkpoint.stated("config"), config)
     if differences.refused:
         raise UsageError(
             f"{checkpoint.path} was trained with another config: {'; '.join(differences.refused)}; "

@@ -36,7 +36,7 @@ from engine.report.live import write_page
 from engine.report.started import write_started
 from engine.resume import check_resumable
 from engine.runlock import run_lock
-from engine.step import Policy, choose_policy, prepare_frozen
+from engine.step import Policy, choose_policy, is_of_compiling, prepare_frozen
 from engine.tasks import Pretraining, Representation, Task
 from engine.together import reading
 
@@ -116,7 +116,7 @@ def _train_and_report(
         config.data.resident, source, config.data.px, _recipe(config), ranks.device, ranks_here(ranks.world)
     )
     boundaries = (
-        resumed.state["boundaries"] if resumed else _boundaries(config, frozen, source, ranks, quarantine)
+        resumed.stated("boundaries") if resumed else _boundaries(config, frozen, source, ranks, quarantine)
     )
     with reading(ranks):
         kept = _pixels(held_out, config) if ranks.is_main and config.task == "diffusion" else None
@@ -139,7 +139,7 @@ def _train_and_report(
         write_started(run_dir, rows, ranks.world)
         for text in cautions(config):
             screen.warn(text)
-        if resumed and resumed.state["data"] != data:
+        if resumed and resumed.stated("data") != data:
             screen.warn(
                 "the images are not those of the checkpoint (their names, sizes or number): training goes on "
                 "with these, in another order"
@@ -155,7 +155,13 @@ def _train_and_report(
     if preemption.agreed(ranks.sum_on_host):
         screen.line("stopped before the first step; run the same command to go on")
         return False
-    average = train(config, task, source, ranks, policy, resumed, state, quarantine, preemption, hang)
+    try:
+        average = train(config, task, source, ranks, policy, resumed, state, quarantine, preemption, hang)
+    except Exception as error:
+        if not (preemption.requested() and is_of_compiling(error)):
+            raise
+        screen.line("stopped: the request ended compilers too; run the same command to go on as saved")
+        return False
     if average is None:
         return False
     if not ranks.is_main:

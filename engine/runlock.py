@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UsageError
+from engine.json_files import DAMAGED
 from engine.processes import is_alive, start_time
 
 HEARTBEAT_SECONDS = 30.0
@@ -30,7 +31,7 @@ def run_lock(run_dir: Path | str) -> Iterator[None]:
         UsageError: a live process holds it (names pid and host), or the directory cannot be written.
     """
     lock = Path(run_dir) / "run.lock"
-    mine = {"pid": os.getpid(), "host": socket.gethostname(), "started": start_time(os.getpid())}
+    mine = _me()
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         _acquire(lock, mine)
@@ -39,7 +40,7 @@ def run_lock(run_dir: Path | str) -> Iterator[None]:
             f"cannot write to the run directory {lock.parent}: {error}; choose another one"
         ) from error
     stop = threading.Event()
-    heart = threading.Thread(target=_beat, args=(lock, stop), daemon=True)
+    heart = threading.Thread(target=_beat, args=(lock, mine, stop), daemon=True)
     heart.start()
     try:
         yield
@@ -54,6 +55,18 @@ def holder(run_dir: Path | str) -> str | None:
     """Who trains in a run directory now, or None."""
     lock = Path(run_dir) / "run.lock"
     return _live_holder(lock) if lock.exists() else None
+
+
+def usurper(run_dir: Path | str) -> str | None:
+    """Who took this process' lock of a run directory away: it was removed by hand while this process lived,
+    and another run began; or None.
+    """
+    lock = Path(run_dir) / "run.lock"
+    return None if _read(lock) in (None, _me()) else _live_holder(lock)
+
+
+def _me() -> dict[str, Any]:
+    return {"pid": os.getpid(), "host": socket.gethostname(), "started": start_time(os.getpid())}
 
 
 def _acquire(lock: Path, mine: dict[str, Any]) -> None:
@@ -105,7 +118,7 @@ def _read(lock: Path) -> dict[str, Any] | None:
     try:
         record = json.loads(lock.read_text())
         return {key: record[key] for key in ("pid", "host", "started")}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (*DAMAGED, KeyError, TypeError):
         return None
 
 
@@ -118,7 +131,8 @@ def _silence(lock: Path) -> float:
     return now - lock.stat().st_mtime
 
 
-def _beat(lock: Path, stop: threading.Event) -> None:
+def _beat(lock: Path, mine: dict[str, Any], stop: threading.Event) -> None:
     while not stop.wait(HEARTBEAT_SECONDS):
         with contextlib.suppress(OSError):
-            os.utime(lock)
+            if _read(lock) == mine:  # another's heart is not ours to beat
+                os.utime(lock)

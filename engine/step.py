@@ -67,6 +67,14 @@ def choose_policy(config: Config, device: torch.device) -> Policy:
     return Policy(device, autocast, dtype, attend, compiles, rows)
 
 
+def is_of_compiling(error: BaseException) -> bool:
+    """Whether an error is of torch's compiler, or of the processes in which it compiles."""
+    modules = {kind.__module__ for kind in type(error).__mro__}
+    return any(
+        m.startswith(("torch._dynamo", "torch._inductor", "concurrent.futures.process")) for m in modules
+    )
+
+
 def _kernels(config: Config, device: torch.device) -> str:
     """Set the backend of all operations of this process and say which it is."""
     set_backend(config.kernels.backend)

@@ -20,6 +20,7 @@ if Path(sys.path[0]).resolve() == _HERE:
 
 from engine import screen  # noqa: E402  (after the path is right)
 from engine.errors import FAILURES, RankError, UsageError  # noqa: E402
+from engine.processes import end_helpers  # noqa: E402
 
 PATIENCE_SECONDS = 5.0
 
@@ -92,9 +93,12 @@ def demand_directory() -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process, without waiting for threads that hang on a file system or on other ranks."""
+    """End this process, without waiting for threads that hang on a file system or on other ranks, or
+    for processes that read.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
+    end_helpers()
     until = time.monotonic() + PATIENCE_SECONDS
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:

@@ -46,7 +46,7 @@ def open_run(run_dir: Path, device: torch.device | None = None) -> Trained:
     found = checkpoint.latest(run_dir)
     if found is None:
         raise UsageError(f"{run_dir}: no checkpoint there; give the directory of a run")
-    config = from_dict(found.state["config"])
+    config = from_dict(found.stated("config"))
     if config.task != "diffsiam":
         raise UsageError(f"{run_dir}: trained a diffusion model, which has no representation to evaluate")
     parts = read_frozen(config)
@@ -55,7 +55,7 @@ def open_run(run_dir: Path, device: torch.device | None = None) -> Trained:
     original = build_frozen(config, parts)
     frozen = None if original is None else prepare_frozen(original, policy)
     with torch.random.fork_rng(devices=[]):
-        task = Representation(config, policy, frozen, found.state["boundaries"], parts, start=original)
+        task = Representation(config, policy, frozen, found.stated("boundaries"), parts, start=original)
         model = task.build()
     load_model(model, found.load("ema"), found.path)
     model = model.to(device).eval().requires_grad_(False)

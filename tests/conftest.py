@@ -27,6 +27,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if belongs(item.path.name, item.name):
             item.add_marker(pytest.mark.faults)
+        if item.get_closest_marker("thorough") and not item.get_closest_marker("faults"):
+            raise pytest.UsageError(f"{item.nodeid} is thorough and of no suite: nothing would run it")
 
 
 @pytest.fixture(autouse=True)

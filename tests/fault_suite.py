@@ -24,7 +24,7 @@ ALSO = {
     "test_loop.py": ("left_the_finite", "other_images", "different_checkpoints", "in_use_is_refused"),
     "test_metrics.py": ("resumed_log", "on_disk_at_once"),
     "test_config.py": ("resuming", "hash"),
-    "test_train.py": ("two_ranks_resume", "of_two_ranks", "sigterm", "refuses_to_go_on", "exit_code_two"),
+    "test_train.py": ("two_ranks_resume", "zero_stages", "sigterm", "refuses_to_go_on", "exit_code_two"),
     "test_report_page.py": ("code_stay_text",),
     "test_weights_fuzz.py": (),
 }

@@ -196,6 +196,7 @@ def run_python(code: str, *arguments: object) -> subprocess.CompletedProcess[str
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.thorough
 def test_a_process_killed_at_any_moment_of_a_save_leaves_the_old_or_the_new_checkpoint(tmp_path):
     # Killed before calls 1-2 (write tensors), 3-5 (sync files), 6-7 (sync manifest, directory), 8 (rename),
     # 9-10 (sync parents), 11 (clean up), 12-13 (prune); there is no call 14.

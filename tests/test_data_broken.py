@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from image_sets import diffae_lmdb, encoded, picture
 from PIL import Image
-from training import TINY, start, write_config
+from training import TINY, write_config
 
 from engine.data.broken import MOST, Broken, Quarantine, decoding_fault, image_size
 from engine.data.fetching import fetch
@@ -181,16 +181,14 @@ def test_a_set_of_nothing_but_broken_images_is_refused(tmp_path):
         indices(texts, quarantine=Quarantine(texts, 9))
 
 
-def test_a_training_run_ends_with_code_5_and_names_what_is_broken(tmp_path):
+def test_a_training_run_ends_with_code_5_and_names_what_is_broken(launcher, tmp_path):
     images = tmp_path / "images"
     images.mkdir()
     for i in range(16):
         picture(i).save(images / f"{i}.jpg")
     (images / "9.jpg").write_bytes(BAD[12])
     values = TINY | {"data": {"path": str(images), "px": 16, "threads": 1}}
-    process = start(["--config", str(write_config(tmp_path / "a.json", values)), f"run.dir={tmp_path}/run"])
-    output = process.communicate(timeout=200)[0]
-    assert process.returncode == 5, output[-2000:]
+    output = launcher.run(tmp_path / "run", config=write_config(tmp_path / "a.json", values), code=5)
     assert "error: cannot read or decode 1 of 16 images" in output
     assert "9.jpg" in output
     assert "Traceback" not in output

@@ -20,7 +20,7 @@ def images(tmp_path):
     return "data.source=auto", f"data.path={folder}", "data.resident=off", "log.grid_images=1"
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [1, pytest.param(2, marks=pytest.mark.thorough)])
 def test_an_image_that_one_rank_cannot_read_ends_all_ranks_with_code_5(
     accumulation, images, launcher, tmp_path
 ):
@@ -37,6 +37,7 @@ def test_an_image_that_one_rank_cannot_read_ends_all_ranks_with_code_5(
     assert said[1 - reader][0] == f"error: rank {reader} cannot read the images, see the line of its own"
 
 
+@pytest.mark.thorough
 def test_an_image_within_the_budget_ends_no_rank(images, launcher, tmp_path):
     said = launcher.run(tmp_path / "run", *images, "data.broken=1", world=2)
     assert said.count("passed over a broken image") == 1

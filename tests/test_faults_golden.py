@@ -82,8 +82,21 @@ def test_every_promise_names_tests_that_exist_and_belong_to_the_suite():
             assert "pytest.mark.faults" in source or belongs(file, test), f"{file}::{test}"
 
 
+def test_every_kind_of_fault_names_tests_that_exist_and_belong_to_the_suite():
+    rows = re.findall(r"^\| (\d+) \| [^|]+ \| ([^|]+) \| [^|]+ \|$", PROMISES, re.MULTILINE)
+    assert [int(number) for number, _ in rows] == list(range(1, 35))
+    for number, tests in rows:
+        for group in tests.split(";"):
+            file, names = re.fullmatch(r" *`(\w+)`: ([\w, ]+)", group.strip()).groups()
+            source = (GOLDEN.parent / f"test_{file}.py").read_text()
+            for name in names.split(","):
+                test = f"test_{name.strip()}"
+                assert f"def {test}(" in source, f"{number}: {file}::{test}"
+                assert "mark.faults" in source or belongs(f"test_{file}.py", test), f"{file}::{test}"
+
+
 def test_every_kind_of_error_has_the_exit_code_of_the_table():
-    listed = dict(re.findall(r"^\| (\d+) \| (\w+)", PROMISES, re.MULTILINE))
+    listed = dict(re.findall(r"^\| (\d+) \| (\w+)", PROMISES.partition("\n## ")[0], re.MULTILINE))
     words = {"UsageError": "usage", "NumericsError": "numerics", "CheckpointError": "checkpoints"}
     words |= {"DataError": "data", "RankError": "ranks"}
     assert {str(kind.exit_code): words[kind.__name__] for kind in FAILURES}.items() <= listed.items()

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from launching import steps_of
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine import replay as replaying
 from engine.errors import UsageError
 from engine.metrics import Metrics
-from engine.numerics import Skips, Spikes, Statistics, not_finite
+from engine.numerics import LAG, Flags, Skips, Spikes, Statistics, not_finite
 from engine.parallel import Trainer
 from engine.verify import state, state_hash
 
@@ -22,8 +24,12 @@ pytestmark = [pytest.mark.faults]
 thorough = pytest.mark.thorough
 
 
+def lines_of(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
 def skipped(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "skipped.jsonl").read_text().splitlines()]
+    return lines_of(run / "skipped.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -44,7 +50,7 @@ def test_an_update_that_is_not_finite_on_any_rank_is_left_out_on_all(fault, worl
     at = int(fault.partition("step=")[2][0])
     assert said.count("the update is left out on all ranks") == 1
     assert skipped(tmp_path) == [{"step": at, "positions": [4 * at, 4 * at + 3]}]
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines = lines_of(tmp_path / "metrics.jsonl")
     assert [line["step"] for line in lines if line.get("skipped")] == [at + 1]
     assert "loss" not in lines[at]
     assert all(math.isfinite(line["loss"]) for line in lines if line["step"] != at + 1)
@@ -211,12 +217,92 @@ def test_neither_the_flag_nor_the_statistics_are_read_while_training():
     statistics = Statistics(module)
     flag = not_finite([torch.zeros(5, device="meta"), torch.zeros(2, 2, device="meta")])
     statistics.settle(flag)
-    metrics, skips = Metrics("meta"), Skips(None, 4, 1)
+    metrics = Metrics("meta")
     metrics.add("loss", torch.zeros((), device="meta"), 4)
     metrics.settle(flag)
-    skips.note(0, flag)
     with pytest.raises((NotImplementedError, RuntimeError)):
-        skips.read()
+        metrics.flush()
+
+
+class Reads(TorchDispatchMode):
+    """Counts values that leave tensors for Python: on a GPU each waits for all work before it."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*arguments, **(keywords or {}))
+
+
+def test_a_flag_is_read_once_and_eight_steps_later():
+    flags = Flags()
+    for step in range(20):
+        with Reads() as reads:
+            flags.send(step, torch.tensor(float(step == 5)))
+            assert reads.count == 0, "a flag that is sent is not read"
+            found = flags.arrived()
+        assert reads.count == len(found)
+        assert found == ([(step - LAG, step - LAG == 5)] if step >= LAG else [])
+    with Reads() as reads:
+        assert flags.arrived(0) == [(step, False) for step in range(12, 20)]
+        assert flags.arrived(0) == []
+    assert reads.count == LAG
+
+
+def test_a_step_of_training_reads_nothing_of_its_own(one_rank):
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    trainer = Trainer(module, "adam", {"lr": 0.1}, one_rank, micro_batch=4, zero=0)
+    skips = Skips(None, 4, allowed=1)
+    for step in range(2 * LAG):
+        with Reads() as reads:
+            trainer.backward(trainer.engine(torch.randn(4, 3)).square().mean())
+            skips.note(step, trainer.step())
+        assert reads.count == (step >= LAG), "but the flag of eight steps ago"
+
+
+class Event:
+    """Stands for CUDA's: remembers how many copies were under way when somebody waited for it."""
+
+    made: list[Event] = []
+
+    def __init__(self):
+        self.made.append(self)
+
+    def record(self):
+        self.behind = None
+
+    def synchronize(self):
+        self.behind = len(self.made) - 1 - self.made.index(self)
+
+
+def test_the_host_waits_only_for_a_copy_that_was_started_eight_steps_ago(monkeypatch):
+    monkeypatch.setattr(Event, "made", [])
+    monkeypatch.setattr(torch, "empty", lambda *size, pin_memory, **options: torch.zeros(*size, **options))
+    flags = Flags(Event)
+    for step in range(20):
+        flag = torch.zeros(())
+        flag = mock.Mock(wraps=flag, is_cuda=True, dtype=flag.dtype, detach=lambda flag=flag: flag)
+        flags.send(step, flag)
+        flags.arrived()
+    assert [event.behind for event in Event.made] == [LAG] * (20 - LAG) + [None] * LAG
+
+
+@pytest.mark.parametrize("world", [1, pytest.param(2, marks=thorough)])
+def test_too_many_end_the_run_within_eight_steps_though_nothing_is_logged_or_saved(world, launcher, tmp_path):
+    options = ("train.steps=40", "log.every=1000", "log.save_every=1000", "run.skips=2")
+    said = launcher.run(tmp_path, *options, world=world, fault="loss:rank=0:step=3-:nan", code=3)
+    assert "(steps 3, 4, 5)" in said, "and not those of the end"
+    assert said.count("the update is left out on all ranks") == 3
+    assert [line["step"] for line in skipped(tmp_path)] == [3, 4, 5]
+    assert steps_of(tmp_path / "dump") == [5 + 1 + LAG]
+    assert steps_of(tmp_path) == []
+
+
+def test_skips_between_two_log_lines_are_counted_in_the_second_although_a_save_saw_them(launcher, tmp_path):
+    launcher.run(tmp_path, "log.every=6", fault="loss:step=2:nan,loss:step=8:nan")
+    assert [line.get("skipped") for line in lines_of(tmp_path / "metrics.jsonl")] == [1.0, 1.0]
 
 
 def test_one_number_that_is_not_finite_among_all_gradients_is_seen():

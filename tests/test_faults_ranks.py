@@ -34,10 +34,10 @@ def test_a_rank_that_dies_ends_the_others_with_code_6_and_its_name(action, its_c
 
 
 def test_a_rank_that_hangs_ends_the_others_in_time_with_step_collective_and_stacks(launcher, tmp_path):
-    first, second = launcher.start(tmp_path, "run.timeout=8", world=2, fault=SEEN + "stop")
+    first, second = launcher.start(tmp_path, "run.timeout=6", world=2, fault=SEEN + "stop")
     assert first.wait() == 6, first.output()
     said = first.output()
-    assert "rank 0 has not moved for 8 s in step 5, waiting for other ranks in all_reduce" in said
+    assert "rank 0 has not moved for 6 s in step 5, waiting for other ranks in all_reduce" in said
     assert "engine/parallel.py" in said
     assert f"rank 1 (process {second.pid}) is stopped" in said
     stacks = (tmp_path / "hang_rank0.txt").read_text()
@@ -50,7 +50,7 @@ def test_a_rank_that_hangs_ends_the_others_in_time_with_step_collective_and_stac
 
 @thorough
 def test_a_rank_that_hangs_by_itself_says_where(launcher, tmp_path):
-    first, second = launcher.start(tmp_path, "run.timeout=8", world=2, fault=SEEN + "sleep=600")
+    first, second = launcher.start(tmp_path, "run.timeout=6", world=2, fault=SEEN + "sleep=600")
     assert (first.wait(), second.wait()) == (6, 6)
     assert "not in a collective but at engine/faults.py" in second.output()
 
@@ -87,7 +87,7 @@ def test_a_straggler_is_named_and_the_run_goes_on(launcher, tmp_path):
 
 def test_weights_that_differ_are_found_within_the_configured_steps(launcher, tmp_path):
     fault = "weights:rank=1:step=5:add=0.001"
-    options = ("parallel.zero=0", "run.compare_every=2", "log.save_every=100")
+    options = ("parallel.zero=0", "run.compare_every=2", "log.save_every=100", "log.every=100")
     said = launcher.run(tmp_path, *options, world=2, fault=fault, code=6)
     assert (
         "the ranks' weights differ at step 6: no more than half of the ranks agree, first in encoder" in said

@@ -84,7 +84,7 @@ ENTERED += "    if found: print('entered', flush=True)\n    return found\nf._ask
 @pytest.mark.parametrize(
     ("phase", "number"),
     [
-        ("data", signal.SIGTERM),
+        pytest.param("data", signal.SIGTERM, marks=thorough),
         ("draw", signal.SIGTERM),
         pytest.param("step", signal.SIGUSR1, marks=thorough),
         pytest.param("save.begun", signal.SIGTERM, marks=thorough),
@@ -106,10 +106,61 @@ def test_a_request_in_any_phase_is_heard_saved_and_forgotten(phase, number, laun
     assert state_hash(state(tmp_path)) == straight
 
 
+# torch.compile as on a GPU; its compiler takes its time, in a process of the run's group as Inductor's do.
+COMPILED = """
+import dataclasses, os, subprocess, sys, torch
+from engine import run
+os.setsid()
+choose, compiled, waits = run.choose_policy, torch.compile, [{seconds}]
+run.choose_policy = lambda *given: dataclasses.replace(choose(*given), compile=True)
+def compiler(graph, inputs):
+    if waits:
+        print("entered", flush=True)
+        subprocess.run([sys.executable, "-c", f"import time; time.sleep({{waits.pop()}})"], check=True)
+    return graph.forward
+torch.compile = lambda function, **options: compiled(function, backend=compiler, **options)
+"""
+
+
+@thorough
+def test_a_request_while_the_networks_are_compiled_is_heard_when_they_are(launcher, tmp_path):
+    runs, options = [tmp_path / name for name in ("straight", "stopped")], ("train.steps=3",)
+    launcher.run(runs[0], *options, before=COMPILED.format(seconds=0))
+    (process,) = launcher.start(runs[1], *options, "run.stop_code=75", before=COMPILED.format(seconds=1))
+    process.wait_for("entered")
+    process.send(signal.SIGTERM)
+    assert process.wait() == 75, process.output()
+    assert "stopped at step 1, saved" in process.output()
+    assert "Traceback" not in process.output()
+    launcher.run(runs[1], *options, before=COMPILED.format(seconds=0))
+    assert state_hash(state(runs[1])) == state_hash(state(runs[0]))
+
+
+@thorough
+def test_a_request_that_ends_the_compilers_too_is_no_failure(launcher, straight, tmp_path):
+    (process,) = launcher.start(tmp_path, "run.stop_code=75", before=COMPILED.format(seconds=600))
+    process.wait_for("entered")
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait() == 75, process.output()
+    assert steps_of(tmp_path) == []
+    assert "stopped: the request ended compilers too" in process.output()
+    assert "Traceback" not in process.output()
+    launcher.run(tmp_path)
+    assert state_hash(state(tmp_path)) == straight
+
+
+@thorough
+def test_a_compiler_that_fails_by_itself_is_a_failure(launcher, tmp_path):
+    broken = COMPILED.format(seconds=0) + "subprocess.run = lambda *_, **__: 1 / 0"
+    assert "ZeroDivisionError" in launcher.run(tmp_path, before=broken, code=70)
+
+
 def test_images_that_never_come_do_not_keep_a_run_from_saving(launcher, straight, tmp_path):
     before = """
 import time
-from engine.data import feeds
+from engine import train
+from engine.data import feeds, pipeline
+train.PATIENCE_SECONDS = pipeline.CLOSE_SECONDS = 1.0
 real = feeds.Reader.stream
 def stalled(self, positions):
     if positions[0] >= 20:

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from engine.preempt import SIGNALS, Preemption
+from engine.preempt import Preemption
+from engine.processes import REQUESTS
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", REQUESTS)
 def test_each_signal_sets_the_flag_says_one_line_and_does_nothing_else(number, capfd):
     with Preemption() as preemption:
         assert not preemption.requested()
@@ -50,12 +51,13 @@ def test_signals_that_arrive_together_are_one_request():
 
 
 def test_handlers_are_given_back():
-    before = [signal.getsignal(number) for number in SIGNALS]
+    before = [signal.getsignal(number) for number in REQUESTS]
     with Preemption():
-        assert [signal.getsignal(number) for number in SIGNALS] != before
-    assert [signal.getsignal(number) for number in SIGNALS] == before
+        assert [signal.getsignal(number) for number in REQUESTS] != before
+    assert [signal.getsignal(number) for number in REQUESTS] == before
 
 
+@pytest.mark.thorough
 def test_a_second_request_ends_the_process_at_once():
     code = (
         "import time\nfrom engine import preempt\npreempt.TOGETHER_SECONDS = 0.1\n"

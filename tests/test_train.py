@@ -19,7 +19,6 @@ from training import (
     finish,
     logged,
     start,
-    start_ranks,
     tensors,
     write_config,
 )
@@ -37,20 +36,29 @@ def straight(tmp_path_factory) -> Path:
     return directory
 
 
-def test_a_resumed_run_is_bit_identical_to_a_straight_one_and_logging_changes_nothing(straight, tmp_path):
-    arguments = ["--config", str(straight / "tiny.json"), f"run.dir={tmp_path}", "log.gradnorm_every=1"]
-    finish(start([*arguments, "train.steps=3", "log.every=2"]))
-    output = finish(start(arguments))[0]
-    assert "3 to 6" in output
+@pytest.fixture(scope="module")
+def run(launcher, straight):
+    """Ranks of the same config, forked from a process that has loaded torch: they need not import it."""
+
+    def run(directory: Path, *overrides: str, world: int = 1, code: int = 0) -> str:
+        return launcher.run(directory, *overrides, world=world, code=code, config=straight / "tiny.json")
+
+    return run
+
+
+def test_a_resumed_run_is_bit_identical_to_a_straight_one_and_logging_changes_nothing(
+    run, straight, tmp_path
+):
+    run(tmp_path, "log.gradnorm_every=1", "train.steps=3", "log.every=2")
+    assert "3 to 6" in run(tmp_path, "log.gradnorm_every=1")
     assert differing(straight / "run", tmp_path, 6) == []
 
 
 @pytest.fixture(scope="module")
-def two_ranks(straight) -> Path:
+def two_ranks(run, straight) -> Path:
     """The same six steps on two ranks with ZeRO 1."""
-    run = straight / "two_ranks"
-    finish(*start_ranks(2, ["--config", str(straight / "tiny.json"), f"run.dir={run}"]))
-    return run
+    run(straight / "two_ranks", world=2)
+    return straight / "two_ranks"
 
 
 def test_two_ranks_compute_what_one_rank_computes(straight, two_ranks):
@@ -59,33 +67,27 @@ def test_two_ranks_compute_what_one_rank_computes(straight, two_ranks):
         assert logged(two_ranks, name) == pytest.approx(logged(straight / "run", name), abs=1e-4), name
 
 
-def test_two_ranks_resume_bit_identically_from_their_own_checkpoint(straight, two_ranks, tmp_path):
-    arguments = ["--config", str(straight / "tiny.json"), f"run.dir={tmp_path}"]
-    finish(*start_ranks(2, [*arguments, "train.steps=3"]))
-    finish(*start_ranks(2, arguments))
+def test_two_ranks_resume_bit_identically_from_their_own_checkpoint(run, two_ranks, tmp_path):
+    run(tmp_path, "train.steps=3", world=2)
+    run(tmp_path, world=2)
     assert differing(two_ranks, tmp_path, 6) == []
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", [2, 3])
-def test_zero_stages_two_and_three_resume_bit_identically_and_on_one_rank(straight, tmp_path, stage):
-    arguments = [
-        "--config",
-        str(straight / "tiny.json"),
-        f"parallel.zero={stage}",
-        "train.steps=4",
-        "log.save_every=2",
-    ]
-    finish(*start_ranks(2, [*arguments, f"run.dir={tmp_path / 'straight'}"]))
-    finish(*start_ranks(2, [*arguments, f"run.dir={tmp_path / 'resumed'}", "train.steps=2"]))
-    shutil.copytree(tmp_path / "resumed", tmp_path / "one")
-    finish(*start_ranks(2, [*arguments, f"run.dir={tmp_path / 'resumed'}"]))
-    assert differing(tmp_path / "straight", tmp_path / "resumed", 4) == []
-    finish(start([*arguments, f"run.dir={tmp_path / 'one'}", "parallel.zero=0"]))
-    assert distance(tmp_path / "straight", tmp_path / "one", 4) < ROUNDING
+@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.thorough), 3])
+def test_zero_stages_two_and_three_resume_bit_identically_and_on_one_rank(run, tmp_path, stage):
+    options = (f"parallel.zero={stage}", "train.steps=4", "log.save_every=2")
+    straight, resumed, one = (tmp_path / name for name in ("straight", "resumed", "one"))
+    run(straight, *options, world=2)
+    run(resumed, *options, "train.steps=2", world=2)
+    shutil.copytree(resumed, one)
+    run(resumed, *options, world=2)
+    assert differing(straight, resumed, 4) == []
+    run(one, *options, "parallel.zero=0")
+    assert distance(straight, one, 4) < ROUNDING
 
 
-def test_sigterm_saves_and_leaves_and_the_run_goes_on_as_if_nothing_had_happened(straight, tmp_path):
+@pytest.mark.thorough
+def test_sigterm_saves_and_leaves_and_the_run_goes_on_as_if_nothing_had_happened(run, straight, tmp_path):
     arguments = ["--config", str(straight / "tiny.json"), f"run.dir={tmp_path}", "log.save_every=100"]
     process = start([*arguments, "train.steps=100000"])
     metrics = tmp_path / "metrics.jsonl"
@@ -100,9 +102,9 @@ def test_sigterm_saves_and_leaves_and_the_run_goes_on_as_if_nothing_had_happened
     output = finish(process)[0]
     assert "run the same command to go on" in output
     step = max(int(path.name.removeprefix("step_")) for path in (tmp_path / "checkpoints").iterdir())
-    finish(start([*arguments, f"train.steps={step + 1}"]))
     reference = tmp_path / "reference"
-    finish(start([*arguments, f"run.dir={reference}", f"train.steps={step + 1}"]))
+    for directory in (tmp_path, reference):
+        run(directory, "log.save_every=100", f"train.steps={step + 1}")
     assert differing(tmp_path, reference, step + 1) == []
 
 
@@ -146,31 +148,17 @@ def test_bad_input_ends_at_once_in_one_line_with_exit_code_two(arguments, said):
         assert words in output
 
 
-def test_a_run_refuses_to_go_on_with_another_model(straight):
-    process = start(
-        ["--config", str(straight / "tiny.json"), f"run.dir={straight / 'run'}", "encoder.dim=128"]
-    )
-    output = process.communicate(timeout=120)[0]
-    assert process.returncode == 2
-    assert "encoder.dim: 64 -> 128" in output
+def test_a_run_refuses_to_go_on_with_another_model(run, straight):
+    assert "encoder.dim: 64 -> 128" in run(straight / "run", "encoder.dim=128", code=2)
 
 
-def test_a_pretrained_diffusion_model_becomes_the_frozen_model_of_a_run(tmp_path):
+def test_a_pretrained_diffusion_model_becomes_the_frozen_model_of_a_run(launcher, run, tmp_path):
     pretraining = {key: value for key, value in TINY.items() if key in ("data", "train", "log")}
     architecture = {key: value for key, value in TINY["frozen"].items() if key != "weights"}
     values = pretraining | {"task": "diffusion", "frozen": architecture}
-    arguments = [
-        "--config",
-        str(write_config(tmp_path / "dm.json", values)),
-        f"run.dir={tmp_path / 'dm'}",
-        "train.steps=2",
-    ]
-    finish(start([*arguments, "log.grid_every=2"]))
+    config = write_config(tmp_path / "dm.json", values)
+    launcher.run(tmp_path / "dm", "train.steps=2", "log.grid_every=2", config=config)
     assert (tmp_path / "dm" / "grids" / "step_00000002.png").exists()
-    config = write_config(tmp_path / "tiny.json")
     weights = f"frozen.weights={tmp_path / 'dm' / 'unet.safetensors'}"
-    finish(start(["--config", str(config), weights, f"run.dir={tmp_path / 'run'}", "train.steps=1"]))
-    process = start(["--config", str(config), weights, f"run.dir={tmp_path / 'other'}", "frozen.blocks=2"])
-    output = process.communicate(timeout=120)[0]
-    assert process.returncode == 2
-    assert "blocks = 1" in output
+    run(tmp_path / "run", weights, "train.steps=1")
+    assert "blocks = 1" in run(tmp_path / "other", weights, "frozen.blocks=2", code=2)

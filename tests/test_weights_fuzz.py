@@ -26,7 +26,11 @@ FORMATS = sorted(published.WRITERS)
 WITHOUT_CHECKSUM = {"legacy", "flat_safetensors", "diffusers"}
 
 
-@pytest.mark.parametrize("names", [FORMATS[::2], FORMATS[1::2]], ids=["some", "others"])
+@pytest.mark.parametrize(
+    "names",
+    [FORMATS[::2], pytest.param(FORMATS[1::2], marks=pytest.mark.thorough)],
+    ids=["some", "others"],
+)
 def test_500_corruptions_of_each_format_are_refused_or_harmless(tmp_path, names):
     command = [
         sys.executable,

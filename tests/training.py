@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -60,21 +59,6 @@ def start_python(arguments: list[str], **env: str) -> subprocess.Popen:
         stderr=subprocess.STDOUT,
         text=True,
     )
-
-
-def start_ranks(world: int, arguments: list[str]) -> list[subprocess.Popen]:
-    """``world`` ranks of one run, as a launcher would start them."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    places = [{"RANK": str(r), "LOCAL_RANK": str(r)} for r in range(world)]
-    shared = {
-        "WORLD_SIZE": str(world),
-        "LOCAL_WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-    }
-    return [start(arguments, **shared, **place) for place in places]
 
 
 def finish(*processes: subprocess.Popen, seconds: float = 200) -> list[str]:

@@ -128,7 +128,8 @@ def _order(results: Results, names: Sequence[str]) -> Any:
         axis.set_visible(False)
     for axis, name in zip(axes.flat, shown, strict=False):
         orders = [record["representation"]["order"] for record in results.by_model[name].values()]
-        centres = np.nanmean([np.array(order["centres"], float) for order in orders], axis=0)
+        known = np.ma.masked_invalid([np.array(order["centres"], float) for order in orders])
+        centres = known.mean(axis=0).filled(np.nan)  # no subset tells of a factor in any seed: no point
         axis.plot(list(sizes.values()), centres, "o", markersize=4)
         for factor, x, y in zip(SHORT, sizes.values(), centres, strict=True):
             axis.annotate(factor, (x, y), fontsize=6, xytext=(3, 3), textcoords="offset points")

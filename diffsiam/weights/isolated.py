@@ -105,8 +105,11 @@ def main(source: str, out: str) -> int:
     try:
         _limit(Path(source).stat().st_size)
         torch.save(take_tensors(Path(source)), out)
-    except Exception as error:  # one line, whatever a foreign file provokes
+    except WeightsError as error:
         print(first_line(error), file=sys.stderr)
+        return 1
+    except Exception as error:  # one line, whatever a foreign file provokes
+        print(f"cannot be read as weights ({type(error).__name__}: {first_line(error)})", file=sys.stderr)
         return 1
     return 0
 

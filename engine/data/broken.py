@@ -22,6 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from engine import screen
 from engine.data.source import Region, Source
 from engine.errors import DataError
+from engine.json_files import read_lines
 
 SMALLEST_PX, LARGEST_PIXELS = 8, 64_000_000
 SHARE, MOST = 0.001, 1000  # of a set that may be broken
@@ -116,13 +117,14 @@ class Quarantine:
         self.faults: dict[int, str] = {}
         self._lock = threading.Lock()
         if path is not None and path.is_file():
-            for line in path.read_text().splitlines():
-                try:
-                    met = json.loads(line)
-                except ValueError:  # cut off with the process that wrote it
-                    continue
-                if met["index"] < len(source) and source.item(met["index"]) == met["item"]:
-                    self.faults[met["index"]] = met["reason"]
+            for met in read_lines(path):
+                index = met.get("index")
+                if (
+                    isinstance(index, int)
+                    and index in range(len(source))
+                    and source.item(index) == met.get("item")
+                ):
+                    self.faults[index] = str(met.get("reason"))
 
     def __contains__(self, index: int) -> bool:
         return index in self.faults

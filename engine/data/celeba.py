@@ -124,7 +124,10 @@ def _rows(path: Path) -> tuple[list[str], Iterator[list[str]]]:
     """Names of the columns after the file's and one row a file, of a list as published or as a CSV copy."""
     lines = path.read_text().splitlines()
     if path.suffix == ".csv":
-        table = list(csv.reader(lines))
+        try:
+            table = list(csv.reader(lines)) or [[]]
+        except csv.Error as error:
+            raise UsageError(f"this is no list of CelebA; {path}; {error}") from error
         return table[0][1:], iter(table[1:])
     if lines and lines[0].strip().isdecimal():  # a count, then the names
         return lines[1].split(), (line.split() for line in lines[2:] if line)

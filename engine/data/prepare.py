@@ -28,6 +28,7 @@ from engine.data.prepare_shards import Plan, check_shard, encoded, make_shard, r
 from engine.data.prepared import MANIFEST, VERSION
 from engine.data.source import Source
 from engine.errors import DataError, UsageError
+from engine.json_files import read_object
 from engine.sheet import save, sheet
 from engine.words import size_of
 
@@ -92,7 +93,7 @@ def _claim(target: Path, plan: Plan) -> None:
     """Write the plan, or find the same one."""
     target.mkdir(parents=True, exist_ok=True)
     if (target / PLAN).is_file():
-        if (there := json.loads((target / PLAN).read_text())) != asdict(plan):
+        if (there := read_object(target / PLAN)) != asdict(plan):
             differing = [key for key, value in asdict(plan).items() if there.get(key) != value]
             raise UsageError(
                 f"{target} was begun with other {', '.join(differing)}; name another folder, or remove it"

@@ -21,6 +21,7 @@ from PIL import Image
 from engine.data.broken import Quarantine
 from engine.data.fetching import fetch_parts
 from engine.data.source import Source
+from engine.json_files import DAMAGED
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def record(target: Path, number: int) -> dict[str, Any] | None:
     try:
         known = json.loads((target / f"{number:05d}.json").read_text())
         return known if (target / known["file"]).stat().st_size == known["bytes"] else None
-    except (OSError, ValueError, KeyError):
+    except (*DAMAGED, KeyError, TypeError):
         return None
 
 

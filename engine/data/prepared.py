@@ -18,6 +18,7 @@ import numpy as np
 from engine.data.source import Source
 from engine.data.tar_index import read_range
 from engine.errors import DataError, UsageError
+from engine.json_files import DAMAGED
 
 MANIFEST = "prepared.json"
 VERSION = 1
@@ -44,7 +45,7 @@ class PreparedSource(Source):
             self._shards = self.manifest["shards"]
             self.px, self.encoded = self.manifest["px"], self.manifest["format"] == "jpeg"
             self._count = sum(shard["count"] for shard in self._shards)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (*DAMAGED, KeyError, TypeError) as error:
             raise UsageError(f"this is no set made by diffsiam prepare; {self.root}; {error}") from error
         if self.manifest.get("version") != VERSION:
             raise UsageError(f"made by another version of diffsiam prepare; {self.root}; prepare it again")

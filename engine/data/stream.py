@@ -17,6 +17,7 @@ from engine.data.draws import VIEW_STREAMS
 from engine.data.feeds import Feed, Reader
 from engine.data.resize import cut, squared
 from engine.errors import DataError, UsageError
+from engine.processes import leave_requests_to_the_parent
 
 READ_AHEAD = 4  # micro-batches that are read ahead of the decoder
 
@@ -240,6 +241,10 @@ class WorkerFeed:
 
     def __init__(self, make: Callable[[np.ndarray], Feed], runs: Runs, first: int, with_arguments: bool):
         self._make, self._runs, self._first, self._with_arguments = make, runs, first, with_arguments
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        leave_requests_to_the_parent()
 
     def __call__(self, info: Any) -> Sequence:
         return _inputs(self._make(self._runs[self._first + info.iteration]), self._with_arguments)

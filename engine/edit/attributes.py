@@ -127,7 +127,10 @@ def read_table(file: Path) -> tuple[list[str], dict[str, list[bool]]]:
         names, start = (lines[1].split() if len(lines) > 1 else []), 2
         split = [line.split() for line in lines[start:]]
     else:
-        table = list(csv.reader(lines))
+        try:
+            table = list(csv.reader(lines))
+        except csv.Error as error:
+            raise UsageError(f"--labels {file}: {error}") from error
         names, start = [name.strip() for name in (table[0][1:] if table else [])], 1
         split = table[1:]
     if not names:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from engine.edit.opening import TrainingImages, open_model, training_images
 from engine.edit.output import Output
 from engine.edit.pictures import labelled_images, pictures
 from engine.errors import UsageError
+from engine.json_files import read_json
 from engine.oracle import Oracle, load_oracle
 from engine.published import weights_path
 from engine.sheet import sheet
@@ -95,7 +95,7 @@ def open_diffusion(named: str, px: int | None) -> Diffusion:
     if named.startswith(BUILTIN):
         images = TrainingImages(DataConfig(source="rooms", px=size), seed=0)
     elif file != path and (path / "config.json").is_file():
-        config = from_dict(json.loads((path / "config.json").read_text()))
+        config = from_dict(read_json(path / "config.json"))
         images = TrainingImages(config.data, config.seed)
     return Diffusion(path, named, unet.to(device), schedule_of(parts).to(device), images, size)
 

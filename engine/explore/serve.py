@@ -10,7 +10,7 @@ from typing import Any
 import uvicorn
 
 from engine import screen
-from engine.edit.opening import Opened, Precision, open_model
+from engine.edit.opening import Opened, Precision, open_model, training_images
 from engine.edit.pictures import unseen
 from engine.errors import UsageError
 from engine.explore.app import build_app
@@ -27,11 +27,13 @@ def serve(
     """Open the model and serve its page; returns when the user ends it.
 
     Raises:
-        UsageError: the port is taken, or the model cannot be edited with.
+        UsageError: the port is taken, the model cannot be edited with, or ``data`` is no set of images.
         CheckpointError: no checkpoint is valid.
     """
     with _listen(port) as listening, tempfile.TemporaryDirectory(prefix="diffsiam_") as folder:
         opened = open_model(path, precision)
+        if data is not None:
+            training_images(opened, data)  # said now, not when somebody asks for an image
         studio = Studio(opened, Path(folder), labels, data)
         app = build_app(studio, context(studio))
         config = uvicorn.Config(app, log_level="warning", access_log=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 from engine.config import Config
 from engine.config_file import flat
 from engine.errors import UsageError
+from engine.json_files import read_lines, read_object
 from engine.runlock import holder
 
 DEPTH = 3  # of folders below the one that is searched
@@ -59,7 +60,7 @@ class Run:
     @property
     def results(self) -> dict[str, float]:
         """What the report measured at the end, by name; empty where there is none."""
-        record = _json(self.path / "report" / "evaluation.json")
+        record = read_object(self.path / "report" / "evaluation.json")
         arm = record.get("arms", {}).get("this run", {})
         return {name: value for name, value in arm.items() if isinstance(value, int | float)}
 
@@ -78,9 +79,10 @@ def open_run(path: Path) -> Run:
         if (match := CHECKPOINT.fullmatch(entry.name))
     }
     newest = checkpoints[max(checkpoints)] if checkpoints else None
-    state = _json(newest / "state.json") if newest else {}
-    manifest = _json(newest / "manifest.json") if newest else {}
-    values = state.get("config") or _json(path / "config.json")
+    state = read_object(newest / "state.json") if newest else {}
+    manifest = read_object(newest / "manifest.json") if newest else {}
+    saved = state.get("config")
+    values = saved if isinstance(saved, dict) else read_object(path / "config.json")
     return Run(
         path,
         flat(Config().to_dict()) | flat(values),
@@ -122,21 +124,10 @@ def size_of(path: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
 def _lines(path: Path) -> dict[int, dict[str, Any]]:
     """Records by step; a line that was cut off is left out."""
     records = {}
-    for text in path.read_text(errors="replace").splitlines() if path.is_file() else []:
-        try:
-            line = json.loads(text)
+    for line in read_lines(path):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
             records[int(line.pop("step"))] = line
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue
     return records

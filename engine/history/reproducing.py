@@ -36,7 +36,7 @@ def reproduce(path: Path, out: Path, only_prepare: bool) -> bool | None:
         raise UsageError(f"{path}: no checkpoint there; give the directory of a run")
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"{out}: exists already; choose another --out")
-    config = moved(from_dict(found.state["config"]), out)
+    config = moved(from_dict(found.stated("config")), out)
     demand_same_inputs(config, found)
     for name, then, now in other_versions(open_run(path)):
         screen.warn(f"{name} was {then} and is {now} now: results may differ in the last digits")
@@ -69,7 +69,7 @@ def demand_same_inputs(config: Config, found: Checkpoint) -> None:
     """
     data = config.data
     whole = open_source(data.source, data.path, data.px, config.seed, data.count, data.split)
-    if split(whole, data.held_out)[0].fingerprint() != found.state["data"]:
+    if split(whole, data.held_out)[0].fingerprint() != found.stated("data"):
         raise UsageError(
             f"data.path={data.path}: these are not the images of {found.path.parent.parent} (their names, "
             "sizes or number); put those back, or train anew with --config"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from engine.collapse import COLLAPSE, spread
+from engine.json_files import DAMAGED
 from engine.report.reading import Run
 
 DEAD_EFFECT = 0.01  # share of what u lost that swapping a subset moves
@@ -147,7 +148,7 @@ def _broken(run: Run) -> Iterator[Check]:
 def _first(line: str) -> str:
     try:
         return str(json.loads(line).get("item", line))[:120]
-    except (ValueError, AttributeError):
+    except (*DAMAGED, AttributeError):
         return line[:120]
 
 

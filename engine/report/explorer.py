@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from typing import Any
 
 from engine.edit.units import ends_of, unit_name
+from engine.json_files import read_object
 from engine.report.maps import CONTROLS
 from engine.report.reading import Run
 from engine.report.told import words
@@ -19,11 +19,8 @@ def explorer(run: Run) -> dict[str, Any] | None:
     moves most; None where the run has none.
     """
     folder = run.run_dir / "report"
-    try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if not (folder / TILES).is_file():
+    index = read_object(folder / INDEX)
+    if not index or not (folder / TILES).is_file():
         return None
     factors, table = unit_map(run.evaluation, index["units"])
     return {

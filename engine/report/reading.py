@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,6 +11,7 @@ from typing import Any
 from engine.config import Config
 from engine.config_file import from_dict
 from engine.errors import UsageError
+from engine.json_files import read_json, read_lines, read_object
 
 STARTED = "started.json"  # in RUN/report: what the run said when it started
 CLAIMS = "claims.json"
@@ -95,7 +95,7 @@ class Run:
             Sheet("What the frozen model makes of x_t", report / "profile.png"),
         ]
         for record in sorted((self.run_dir / "edits").glob("*/edit.json")):
-            edit = _json(record) or {}
+            edit = read_object(record)
             title = str(edit.get("command", record.parent.name))
             found.append(Sheet(f"diffsiam {title}", record.parent / "sheet.png"))
         return [sheet for sheet in found if sheet.path.is_file()]
@@ -116,7 +116,7 @@ def read_runs(run_dirs: Sequence[Path]) -> list[Run]:
 
 def read_evaluation(run_dir: Path) -> dict[str, Any] | None:
     """Rooms' report of the end of training, None where there is none."""
-    return _json(run_dir / "report" / "evaluation.json")
+    return _object(run_dir / "report" / "evaluation.json")
 
 
 def find_claims(run_dirs: Sequence[Path]) -> Path | None:
@@ -134,7 +134,7 @@ def read_claims(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: the file is none of ``bench.claims``.
     """
-    found = _json(path)
+    found = read_json(path)
     if not isinstance(found, dict) or "verdicts" not in found:
         raise UsageError(f"--claims {path}: no verdicts in it; it is the claims.json of bench.claims")
     return found
@@ -154,7 +154,7 @@ def _read(run_dir: Path, name: str) -> Run:
         raise UsageError(
             f"{run_dir}: no such directory; give the directory of a run, such as runs/quickstart"
         )
-    values = _json(run_dir / "config.json")
+    values = read_json(run_dir / "config.json")
     if not isinstance(values, dict):
         raise UsageError(f"{run_dir}: no run, it has no config.json; give the directory that training wrote")
     report, newest = run_dir / "report", _newest_checkpoint(run_dir)
@@ -163,13 +163,13 @@ def _read(run_dir: Path, name: str) -> Run:
         name,
         from_dict(values),
         _metrics(run_dir / "metrics.jsonl"),
-        (newest and _json(newest / "manifest.json")) or {},
-        (newest and _json(newest / "state.json")) or {},
-        _json(report / STARTED) or {},
+        _manifest(newest) if newest else {},
+        read_object(newest / "state.json") if newest else {},
+        read_object(report / STARTED),
         read_evaluation(run_dir),
-        _json(report / "profile.json"),
-        _json(run_dir / "evaluation" / "results.json"),
-        _json(report / "label_map.json"),
+        _object(report / "profile.json"),
+        _object(run_dir / "evaluation" / "results.json"),
+        _object(report / "label_map.json"),
     )
 
 
@@ -177,22 +177,15 @@ def _newest_checkpoint(run_dir: Path) -> Path | None:
     return max((run_dir / "checkpoints").glob("step_*"), default=None, key=lambda path: int(path.name[5:]))
 
 
+def _manifest(checkpoint: Path) -> dict[str, Any]:
+    found = read_object(checkpoint / "manifest.json")
+    is_one = isinstance(found.get("files"), dict) and isinstance(found.get("step"), int)
+    return found if is_one else {}
+
+
 def _metrics(path: Path) -> list[Point]:
-    """Whole lines only: the last one may be being written."""
-    points = []
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                point = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(point, dict) and "step" in point:
-                points.append(point)
-    return points
+    return [point for point in read_lines(path) if isinstance(point.get("step"), int)]
 
 
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+def _object(path: Path) -> dict[str, Any] | None:
+    return read_object(path) or None
