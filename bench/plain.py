@@ -71,7 +71,8 @@ class Plain(Rival):
                 torch._foreach_copy_(self.statistics, list(self.module.buffers()))
 
     def state(self) -> list[Tensor]:
-        return [*super().state(), *self.average, *self.statistics]
+        buckets = [p.grad for p in self.module.parameters() if p.grad is not None]  # which stay, with DDP
+        return [*super().state(), *self.average, *self.statistics, *buckets]
 
 
 class _Loss(nn.Module):

@@ -23,6 +23,9 @@ CONVOLUTIONS = {
 PRODUCTS = {"cpu": (512, 1024), "cuda": (4096, 8192)}
 REPEATS = 10
 
+# Of a CPU, in seconds; time.process_time where others are at work on it (bench.step --processor-time).
+clock: Callable[[], float] = time.perf_counter
+
 Phases = Mapping[str, Sequence[tuple[Any, str]]]  # part of a step -> (object, name of the method that is it)
 
 
@@ -46,10 +49,10 @@ def timed(step: Callable[[], Any], count: int, device: torch.device) -> list[flo
             event.record()
         torch.cuda.synchronize()
         return [a.elapsed_time(b) for a, b in zip(events, events[1:], strict=False)]
-    marks = [time.perf_counter()]
+    marks = [clock()]
     for _ in range(count):
         step()
-        marks.append(time.perf_counter())
+        marks.append(clock())
     return [1000 * (b - a) for a, b in zip(marks, marks[1:], strict=False)]
 
 
@@ -98,7 +101,7 @@ class _Watch:
 
     def mark(self) -> Any:
         if not self._cuda:
-            return time.perf_counter()
+            return clock()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
