@@ -173,7 +173,8 @@ from deepspeed.utils import logger
 torch.set_num_threads(1)
 model = torch.nn.Linear(4, 4)
 autocast = {"enabled": True, "dtype": "bfloat16"}
-config = {"train_batch_size": 2, "zero_optimization": {"stage": 1}, "torch_autocast": autocast}
+zero = {"stage": 1, "reduce_bucket_size": 1000}  # by default it takes gigabytes
+config = {"train_batch_size": 2, "zero_optimization": zero, "torch_autocast": autocast}
 adam = torch.optim.AdamW(model.parameters())
 with muted():
     deepspeed.init_distributed(dist_backend="gloo")
