@@ -92,7 +92,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--cifar", type=Path, help="folder of CIFAR-10 for `train`: batches, or images")
     options = parser.parse_args(arguments)
     if options.cifar and not options.cifar.is_dir():
-        parser.error(f"{options.cifar}: no such folder; give --cifar a folder of CIFAR-10")
+        print(f"error: {options.cifar}: no such folder; give --cifar a folder of CIFAR-10", file=sys.stderr)
+        return 2
     out = options.out or RESULTS / machine.slug(machine.device_name())
     out.mkdir(parents=True, exist_ok=True)
     failed = []

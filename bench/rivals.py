@@ -8,6 +8,7 @@ per tensor; the loss read by the host in every step.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -33,7 +34,7 @@ class Draws(NamedTuple):
     eps: Tensor
 
 
-class Rival:
+class Rival(ABC):
     """One training step written around the same networks: what all rivals share.
 
     Args:
@@ -142,13 +143,13 @@ class Rival:
             torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.config.optimizer.grad_clip)
         self.optimizer.step()
 
+    @abstractmethod
     def follow(self) -> None:
         """One update of the parameters' average."""
-        raise NotImplementedError
 
+    @abstractmethod
     def step(self, x_0: Tensor, views: list[Tensor]) -> Tensor | float:
         """Draw, forward, backward, update, average; returns the loss."""
-        raise NotImplementedError
 
     def state(self) -> list[Tensor]:
         """All tensors that stay from step to step."""

@@ -130,3 +130,12 @@ def sample(index: int, label: int | None = None, **shape: int) -> tuple[str, dic
     """One sample of WebDataset: image, class, metadata."""
     parts = {"jpg": encoded(picture(index, **shape)), "json": json.dumps({"index": index}).encode()}
     return f"{index:06d}", parts if label is None else parts | {"cls": str(label).encode()}
+
+
+def noisy_folder(root: Path, count: int = 20, px: int = 24) -> Path:
+    """PNG files of noise, 0.png and on."""
+    root.mkdir(parents=True, exist_ok=True)
+    draws = np.random.default_rng(0)
+    for number in range(count):
+        Image.fromarray(draws.integers(0, 255, (px, px, 3), dtype=np.uint8)).save(root / f"{number}.png")
+    return root

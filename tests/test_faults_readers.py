@@ -7,10 +7,9 @@ import signal
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
+from image_sets import noisy_folder
 from launching import Launcher, Rank, steps_of
-from PIL import Image
 
 from engine.processes import is_alive
 from engine.verify import state, state_hash
@@ -24,10 +23,7 @@ OWN_GROUP = "import os\nfrom engine.data import pipeline\nos.setsid()\npipeline.
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """Twenty images of 24 px."""
-    place, draws = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
-    for number in range(20):
-        Image.fromarray(draws.integers(0, 255, (24, 24, 3), dtype=np.uint8)).save(place / f"{number}.png")
-    return place
+    return noisy_folder(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
+from image_sets import noisy_folder
 from launching import Rank, steps_of
-from PIL import Image
 from test_checkpoint import write
 from training import logged
 
@@ -155,10 +154,7 @@ def test_a_run_whose_lock_is_removed_under_it_writes_nothing_beside_the_run_that
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """Twenty images of 24 px."""
-    place, draws = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
-    for number in range(20):
-        Image.fromarray(draws.integers(0, 255, (24, 24, 3), dtype=np.uint8)).save(place / f"{number}.png")
-    return place
+    return noisy_folder(tmp_path_factory.mktemp("images"))
 
 
 def test_a_list_of_broken_images_that_was_cut_off_is_read_as_far_as_it_goes(folder, tmp_path):
