@@ -24,7 +24,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "diffsiam evaluate runs/cifar10 --suite linear --data CIFAR10=cifar-10-batches-py",
     ),
     "counterfactual": (
-        "diffsiam counterfactual runs/quickstart --pairs 3 --guidance-scale 2",
+        "diffsiam counterfactual runs/quickstart --pairs 3 --guidance-scale 3",
         "diffsiam counterfactual runs/bedroom -i mine.jpg -i other.jpg --subsets 0-2,6-10 --controls",
     ),
     "interpolate": ("diffsiam interpolate runs/quickstart -i 3 -i 8",),
@@ -34,7 +34,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "lost-attributes": ("diffsiam lost-attributes builtin:rooms16",),
     "inspect-model": ("diffsiam inspect-model builtin:rooms32 --count 128",),
-    "measure-edits": ("diffsiam measure-edits runs/quickstart_pdae runs/quickstart --guidance-scale 2",),
+    "measure-edits": ("diffsiam measure-edits runs/quickstart_pdae runs/quickstart --guidance-scale 3",),
     "config show": ("diffsiam config show configs/bedroom.json method=literal",),
     "config explain": (
         "diffsiam config explain subsets.choice",
