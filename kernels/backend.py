@@ -1,7 +1,7 @@
 """The one switch between the Triton kernels and their PyTorch references.
 
 auto        Triton on CUDA where the kernel takes the layout, the reference elsewhere; on a CPU, where an
-            operation has passes of its own for it, those
+            operation has loops of its own for it, those
 triton      Triton or an error; on the CPU in its interpreter (TRITON_INTERPRET=1 when Python starts)
 reference   plain PyTorch everywhere
 """
@@ -75,7 +75,7 @@ def chosen(device: torch.device) -> tuple[str, str]:
     else:
         obstacle = f"no Triton on {device.type} outside its interpreter"
         if _asked == "auto" and device.type == "cpu":
-            obstacle += "; group norms in passes of their own"
+            obstacle += "; group norms in compiled loops of their own"
     if _asked == "triton":
         raise ValueError(
             f"kernels.backend=triton: {obstacle}; use auto, or set TRITON_INTERPRET=1 for the interpreter"
@@ -84,7 +84,7 @@ def chosen(device: torch.device) -> tuple[str, str]:
 
 
 def use_cpu_path(x: Tensor, suits: bool = True) -> bool:
-    """Whether an operation on ``x`` runs its own passes for the CPU: eagerly, under "auto" alone.
+    """Whether an operation on ``x`` runs its own code for the CPU: eagerly, under "auto" alone.
 
     Args:
         suits: whether they take the layout of x.

@@ -13,6 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numba
 import pytest
 import torch
 import torch._dynamo  # here, so that no fork has to: the operations load it at their first call
@@ -22,6 +23,8 @@ from wrong_kernels import MUTANTS
 TESTS = Path(__file__).resolve().parent
 PACKAGE = TESTS.parent.parent / "kernels"
 NOT_OURS = 99
+os.environ["NUMBA_OPT"] = "0"  # the CPU's loops need not be fast here, but soon
+numba.config.reload_config()
 
 
 def outcome(operation: str, file: str, old: str, new: str, chosen: str = "") -> str:

@@ -1,4 +1,8 @@
-"""The adaptive group norm's passes for the CPU: its formula and all gradients, and where they are taken."""
+"""The adaptive group norm's loops for the CPU: its formula and all gradients, and where they are taken."""
+
+import subprocess
+import sys
+import threading
 
 import pytest
 import torch
@@ -59,14 +63,102 @@ def test_large_images_without_gradient_are_the_formula_s_too(conditions):
     assert_close(y, exact, 2e-5, 3e-6)
 
 
-def test_a_sample_is_computed_alike_in_any_batch_and_any_piece_of_it(monkeypatch):
-    parts = inputs(5, 8, (4, 4))
+@pytest.mark.parametrize("channels", [8, 48, 96])
+def test_a_sample_is_computed_alike_in_any_batch(channels):
+    parts = inputs(5, channels, (4, 4))
     upstream = upstream_of(parts["x"])
     whole = run(cpu.adagn_silu, parts, 2, upstream)
-    monkeypatch.setattr(cpu, "CACHED", 2 * parts["x"][0].numel())
-    pieces = run(cpu.adagn_silu, parts, 2, upstream)
-    for name, value in whole.items():
-        assert torch.equal(value, pieces[name]), name
+    part = {name: v if name in ("weight", "bias") else v[1:3] for name, v in parts.items()}
+    few = run(cpu.adagn_silu, part, 2, upstream[1:3])
+    for name in ("y", "x", "time", "z"):
+        assert torch.equal(whole[name][1:3], few[name]), name
+
+
+@pytest.mark.parametrize("pixels", [(1, 300), (16, 17)], ids=str)
+def test_long_sums_keep_their_digits(pixels):
+    assert_right(inputs(1, 4, pixels, offset=100.0), 2, worst=2e-4, rms=2e-5)
+
+
+class TestThreads:
+    """Samples, and where those are few blocks of channels, are shared by torch's threads."""
+
+    @pytest.fixture(autouse=True)
+    def three_threads(self):
+        torch.set_num_threads(3)
+        yield
+        torch.set_num_threads(1)
+
+    @pytest.mark.parametrize(("batch", "channels"), [(1, 256), (2, 192), (5, 8)])
+    @pytest.mark.parametrize("openmp", [True, False])
+    def test_they_compute_what_one_computes(self, batch, channels, openmp, monkeypatch):
+        if not openmp:
+            monkeypatch.setattr(cpu, "_openmp", lambda: None)
+        parts = inputs(batch, channels, (5, 6))
+        upstream = upstream_of(parts["x"])
+        several = run(cpu.adagn_silu, parts, 4, upstream)
+        torch.set_num_threads(1)
+        for name, value in run(cpu.adagn_silu, parts, 4, upstream).items():
+            assert_close(several[name], value, 1e-6, 1e-6)
+
+    @pytest.mark.parametrize("batch", [1, 2, 64])
+    def test_blocks_are_whole_groups_and_as_many_as_threads_if_channels_allow(self, batch):
+        for channels, groups in ((512, 32), (96, 32), (24, 6), (128, 1)):
+            width = cpu.block_width(batch, channels, groups, 3)
+            assert channels % width == 0
+            assert width % (channels // groups) == 0
+            assert width == channels or width >= cpu.NARROWEST
+        assert batch * 512 // cpu.block_width(batch, 512, 32, 3) >= 3
+
+    def test_several_callers_at_once_do_not_disturb_each_other(self):
+        every = [inputs(2, 32, (8, 8)) for _ in range(4)]
+        expected = [cpu.adagn_silu(**parts, groups=4) for parts in every]
+        found = [None] * len(every)
+
+        def call(n):
+            for _ in range(20):
+                found[n] = cpu.adagn_silu(**every[n], groups=4)
+
+        threads = [threading.Thread(target=call, args=(n,)) for n in range(len(every))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_not_finite_stays_so(value, dtype):
+    parts = inputs(1, 8, (4, 4), ())
+    parts["x"][0, 0, 0, 0] = value
+    x = parts.pop("x").to(dtype)
+    assert not cpu.adagn_silu(x, 2, **parts)[0, 0, 0, 0].isfinite()
+    upstream = torch.ones_like(x)
+    upstream[0, 4, 1, 1] = value
+    x = torch.randn_like(x).requires_grad_()
+    assert not torch.autograd.grad(cpu.adagn_silu(x, 2, **parts), x, upstream)[0][0, 4, 1, 1].isfinite()
+
+
+def test_bfloat16_is_rounded_as_torch_rounds():
+    parts = inputs(4, 32, (8, 8))
+    x = parts.pop("x").bfloat16()
+    exact = ref.adagn_silu(x.double(), 8, **{name: part.double() for name, part in parts.items()})
+    found = cpu.adagn_silu(x, 8, **parts)
+    assert (found != exact.bfloat16()).double().mean() < 0.002  # ties, to within float32
+
+
+def test_they_run_without_a_place_to_keep_what_is_compiled(tmp_path):
+    code = """
+import numba, torch
+from numba.core import caching
+caching.CacheImpl._locator_classes = []
+from kernels.adagn_silu import cpu
+x = torch.ones(1, 8, 2, 2).to(memory_format=torch.channels_last)
+print(cpu.adagn_silu(x, 2, torch.ones(8), torch.ones(8)).sum().item())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == pytest.approx(32 / (1 + 2.718281828**-1), rel=1e-5)
 
 
 def test_a_sample_that_is_not_finite_spoils_no_other():
