@@ -8,6 +8,9 @@ float32 one within their precision. A red gate ends the run with exit code 1 and
 Then the steps (draws, encoder, noise, frozen and trained decoders, losses, backward, optimizer, average) are
 timed in turns on a batch that lies in memory. There each draws t, k and noise in its own way, which is part
 of the price. Dropout is off: they could not draw the same masks.
+
+Last comes the floor (:mod:`bench.floor`): what our convolutions and matrix products take alone, which bounds
+what the rest could still gain.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench import timing
 from bench.contenders import Ours, build_rival, make_batch, rival_gradients, rival_phases, views_of
+from bench.floor import floor
 from bench.gate import Gate, comparable, compare, compare_rounded
 from bench.plain import Plain
 from bench.rivals import Published, Rival
@@ -82,6 +86,7 @@ def bench(config: Config, count: int, ranks: Ranks, compile: str = "auto") -> di
     reached = peaks(device, policy.autocast or torch.float32)
     report["peaks"], rate = reached, report["flop_step"] / (report["ours_ms"] / 1000)
     report["flop_per_second"], report["share_of_peak"] = rate, rate / reached["convolution"]
+    report["floor"] = floor(calls["ours"], device)
     return report
 
 
@@ -191,6 +196,12 @@ def show(report: dict[str, Any]) -> None:
     screen.line(
         f"{report['flop_step'] / 1e9:.1f} GFLOP a step, {report['flop_per_second'] / 1e9:.0f} GFLOP/s: "
         f"{report['share_of_peak']:.0%} of a convolution's {convolution:.0f} (a product: {product:.0f})"
+    )
+    least, ours = report["floor"]["ms"], report["ours_ms"]
+    bounds = ", ".join(f"{report[f'{name}_ms'] / least:.2f}x {name}" for name in names[1:])
+    screen.line(
+        f"if all but our {report['floor']['calls']} convolutions and products were free: {least:.1f} ms, "
+        f"{report['share_of_peak'] * ours / least:.0%} of that peak, {bounds}"
     )
 
 
