@@ -57,7 +57,7 @@ def choose_policy(config: Config, device: torch.device) -> Policy:
     elif config.train.compile == "off":
         networks = "eager: train.compile=off"
     else:
-        networks = "eager: compiling costs minutes and CPU runs gain little"
+        networks = "eager: on a CPU compiling costs a minute and gains nothing"
     rows = (
         ("precision", precision),
         ("attention", attention),
