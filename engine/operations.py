@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 # Passes over memory of operations that read their inputs more than once, for every pass that arguments and
-# results would need: the group norm takes its image twice forward, image and gradient twice backward. On a CPU
-# what it takes again is in the cache.
+# results would need: the group norm takes its image twice forward, image and gradient twice backward. On a
+# CPU what it takes again is in the cache.
 PASSES = {"diffsiam::adagn_silu": 3 / 2, "diffsiam::adagn_silu_backward": 5 / 3}
 
 
