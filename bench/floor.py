@@ -70,7 +70,8 @@ def _describe(tensor: Tensor) -> _Described:
 
 def _make(description: _Described, device: torch.device) -> Tensor:
     shape, strides, dtype = description
-    return torch.empty_strided(shape, strides, dtype=dtype, device=device).normal_()
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    return torch.randn(extent, device=device).to(dtype).as_strided(shape, strides)  # may repeat an element
 
 
 def _hashable(value: Any) -> Any:
