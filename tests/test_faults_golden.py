@@ -9,12 +9,14 @@ import shutil
 from pathlib import Path
 from typing import get_args
 
+import numba
 import numpy as np
 import pytest
 import torch
 from fault_suite import belongs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from llvmlite.binding import get_host_cpu_name
 from training import logged
 
 from engine.checkpoint import FORMAT, latest, save, verify
@@ -36,7 +38,8 @@ def this_arithmetic() -> str:
         line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")
     }
     model = next(iter(models), platform.processor()).partition(":")[2].strip()
-    return f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {model}"
+    compiled = f"numba {numba.__version__} for {get_host_cpu_name()}"  # the loops of the group norms
+    return f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {model}, {compiled}"
 
 
 def test_twenty_steps_have_the_losses_they_always_had(launcher, tmp_path):
@@ -56,7 +59,7 @@ def test_a_checkpoint_of_every_format_goes_on(number, launcher, tmp_path):
     assert "4 to 12, from" in launcher.run(tmp_path / "run")
     recorded = json.loads((GOLDEN / "hashes.json").read_text())
     if this_arithmetic() in recorded:
-        assert state_hash(state(tmp_path / "run")) == recorded[this_arithmetic()], "of the straight run then"
+        assert state_hash(state(tmp_path / "run")) == recorded[this_arithmetic()], "as it always went on"
 
 
 @pytest.mark.parametrize("number", range(1, FORMAT + 1))

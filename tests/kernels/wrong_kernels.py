@@ -300,6 +300,7 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             "None for need",
         ),
     ],
+    # Few, since Numba compiles each.
     "adagn_silu_cpu": [
         (
             "the variance is about zero",
@@ -307,7 +308,6 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             "part[c] += distance * distance",
             "part[c] += (distance + centre[c]) * (distance + centre[c])",
         ),
-        ("no eps", "adagn_silu/cpu_kernel.py", "np.sqrt(deviation[c] + eps)", "np.sqrt(deviation[c])"),
         (
             "channels are not grouped",
             "adagn_silu/cpu_kernel.py",
@@ -327,13 +327,7 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             "centre[c] = part[c]",
         ),
         (
-            "the norm's own gain gets no gradient",
-            "adagn_silu/cpu_kernel.py",
-            "d_w[c], d_o[c] = sum_x[c] * rstd[c], sum_1[c]",
-            "d_w[c], d_o[c] = sum_x[c], sum_1[c]",
-        ),
-        (
-            "the z scale's gradient lacks time's shift",
+            "the z scale"s gradient lacks time"s shift",
             "adagn_silu/cpu_kernel.py",
             "d_o[c] * (o[c] * k + offset[c])",
             "d_o[c] * o[c] * k",
@@ -355,18 +349,6 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             "adagn_silu/cpu_kernel.py",
             "U32(U32(bits + U32(0x7FFF)) + odd)",
             "bits",
-        ),
-        (
-            "NaN becomes zero",
-            "adagn_silu/cpu_kernel.py",
-            "U16(rounded if value == value else U32(0x7FC0))",
-            "U16(rounded if value == value else U32(0))",
-        ),
-        (
-            "a block of channels is the first one",
-            "adagn_silu/cpu_kernel.py",
-            "task % blocks * width\n    end, groups",
-            "0 * width\n    end, groups",
         ),
     ],
 }
