@@ -327,7 +327,7 @@ MUTANTS: dict[str, list[tuple[str, str, str, str]]] = {
             "centre[c] = part[c]",
         ),
         (
-            "the z scale"s gradient lacks time"s shift",
+            "the z scale's gradient lacks time's shift",
             "adagn_silu/cpu_kernel.py",
             "d_o[c] * (o[c] * k + offset[c])",
             "d_o[c] * o[c] * k",
