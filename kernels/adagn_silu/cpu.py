@@ -9,7 +9,7 @@ again.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
@@ -19,13 +19,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-NARROWEST = (
-    64  # channels of a block, if they are divided at all: below, vectors are too short for their loops
-)
+NARROWEST = 64  # channels of a block, where they are divided: of fewer, loops are too short
 LANES = 64  # numbers in a row, at most, where more than one pixel makes it
 STORED = {torch.bfloat16: np.uint16, torch.float32: np.float32, torch.float64: np.float64}
-
-Loops = Callable[[Any], None]  # of parameters; returns when no task is left
 
 
 def adagn_silu(
@@ -183,7 +179,7 @@ def _run(
     loops, slots, eps_slot = _compiled(x.dtype)
     parameters = slots(*sizes, *addresses)
     ctypes.c_double.from_buffer(parameters, 8 * eps_slot).value = eps
-    _on_threads(min(threads, tasks), loops[which], parameters)
+    _on_threads(max(1, min(threads, tasks)), loops[which], parameters)
 
 
 def block_width(batch: int, channels: int, groups: int, threads: int) -> int:
@@ -229,10 +225,10 @@ def _on_threads(threads: int, loops: Any, parameters: Any) -> None:
 @cache
 def _openmp() -> Any:
     """``GOMP_parallel`` of the library that torch itself runs its threads with: others would fight with them.
-    None where torch has another.
+    None where torch has another, or has it under another name.
     """
-    try:
-        parallel = ctypes.CDLL("libgomp.so.1").GOMP_parallel
+    try:  # only one that is loaded: this name could also find a second one
+        parallel = ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOW | os.RTLD_NOLOAD).GOMP_parallel
     except (OSError, AttributeError):
         return None
     parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]

@@ -91,14 +91,14 @@ def _(h):
     return _sigmoid_32 if h == types.float32 else lambda h: 1.0 / (1.0 + math.exp(-h))
 
 
-LOG2_E, ONE, MOST, LEAST = F32(-math.log2(math.e)), F32(1), F32(126), F32(-126)
+MINUS_LOG2_E, ONE, MOST, LEAST = F32(-math.log2(math.e)), F32(1), F32(126), F32(-126)
 MAGIC = F32(1.5 * 2**23)  # a sum with it is rounded to a whole number, which its last bits then are
 C_1, C_2, C_3, C_4, C_5, C_6 = (F32(math.log(2) ** n / math.factorial(n)) for n in range(1, 7))
 
 
 def _sigmoid_32(h):
     # exp(-h) = 2^n 2^f: n goes into the exponent's bits, 2^f for |f| <= 1/2 is a polynomial (error 2e-7).
-    power = h * LOG2_E
+    power = h * MINUS_LOG2_E
     power = MOST if power > MOST else power
     power = LEAST if power < LEAST else power
     shifted = F32(power + MAGIC)

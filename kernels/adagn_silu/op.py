@@ -54,7 +54,7 @@ def adagn_silu(
     """
     _require_shapes(x, groups, weight, bias, time, z)
     suits = is_channels_last(x)
-    if use_cpu_path(x, suits):
+    if use_cpu_path(x, suits and x.dtype in DTYPES):
         return cpu.adagn_silu(x, groups, weight, bias, time, z, eps)
     if not use_triton(x, suits):
         return ref.adagn_silu(x, groups, weight, bias, time, z, eps)
@@ -70,7 +70,7 @@ def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float 
         x: (B, C, H, W) float32, bfloat16 or float64.
         groups, weight, bias, eps: as for :func:`adagn_silu`.
     """
-    if use_cpu_path(x, is_channels_last(x)):
+    if use_cpu_path(x, is_channels_last(x) and x.dtype in DTYPES):
         return cpu.group_norm(x, groups, weight, bias, eps)
     return F.group_norm(x, groups, weight, bias, eps)
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -109,6 +110,16 @@ class TestThreads:
             assert width == channels or width >= cpu.NARROWEST
         assert batch * 512 // cpu.block_width(batch, 512, 32, 3) >= 3
 
+    def test_they_are_those_of_torch_where_it_brings_its_own(self):
+        if not Path(torch.__file__).with_name("lib").joinpath("libgomp.so.1").exists():
+            pytest.skip("torch has another OpenMP here")
+        assert cpu._openmp() is not None
+
+    def test_an_empty_batch_stays_empty(self):
+        parts = inputs(2, 8, (3, 3))
+        parts = {name: v if name in ("weight", "bias") else v[:0] for name, v in parts.items()}
+        assert cpu.adagn_silu(**parts, groups=2).shape == (0, 8, 3, 3)
+
     def test_several_callers_at_once_do_not_disturb_each_other(self):
         every = [inputs(2, 32, (8, 8)) for _ in range(4)]
         expected = [cpu.adagn_silu(**parts, groups=4) for parts in every]
@@ -205,6 +216,13 @@ def test_the_group_norm_alone_is_torch_s_with_its_gradients(channels, groups, si
     assert found["y"].is_contiguous(memory_format=torch.channels_last)
     for name, value in found.items():
         assert_close(value, exact[name], 5e-5, 3e-6)
+
+
+def test_float16_is_left_to_the_reference(monkeypatch):
+    monkeypatch.setattr(backend, "_asked", "auto")
+    parts = {name: part.half() for name, part in inputs(2, 8, (4, 4)).items()}
+    assert op.adagn_silu(groups=2, **parts).dtype == torch.float16
+    assert op.group_norm(parts["x"], 2, parts["weight"], parts["bias"]).dtype == torch.float16
 
 
 @pytest.mark.parametrize(("name", "taken"), [("auto", True), ("reference", False)])
