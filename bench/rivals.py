@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffsiam.attention import AttentionBlock, set_attention
+from diffsiam.convolution import Conv2d
 from diffsiam.decoder import Decoder
 from diffsiam.layers import ConvUp, ResBlock
 from diffsiam.simsiam import SimSiam
@@ -222,11 +223,15 @@ def mask_tables(subsets: Subsets, device: torch.device) -> tuple[Tensor, Tensor]
 
 
 def in_published_manner(network: nn.Module) -> None:
-    """Let residual blocks, heads and attention compute as they were published; their weights stay."""
+    """Let residual blocks, heads, attention and convolutions compute as they were published; their weights
+    stay.
+    """
     set_attention(network, attend)
     for module in network.modules():
         if isinstance(module, AttentionBlock):
             module.forward = partial(attention, module)  # type: ignore[method-assign]
+        if isinstance(module, Conv2d):
+            module._conv_forward = partial(nn.Conv2d._conv_forward, module)  # type: ignore[method-assign]
         if isinstance(module, ResBlock):
             module.forward = partial(residual, module)  # type: ignore[method-assign]
         elif isinstance(module, ConvUp):

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffsiam.attention import AttentionBlock
+from diffsiam.convolution import Conv2d
 
 RESNETS = {
     "resnet10": ("basic", (1, 1, 1, 1)),
@@ -21,8 +22,8 @@ RESNETS = {
 }
 
 
-def _conv(c_in: int, c_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2, bias=False)
+def _conv(c_in: int, c_out: int, kernel: int, stride: int = 1) -> Conv2d:
+    return Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2, bias=False)
 
 
 class BasicBlock(nn.Module):
@@ -133,7 +134,7 @@ class PDAEEncoder(nn.Sequential):
         for width in self.WIDTHS[px]:
             if channels != 3:
                 layers += [nn.GroupNorm(32, channels), nn.SiLU()]
-            layers.append(nn.Conv2d(channels, width, 3, 2, 1))
+            layers.append(Conv2d(channels, width, 3, 2, 1))
             channels, size = width, size // 2
             if size == self.ATTENTION_PX:
                 layers.append(AttentionBlock(channels, heads=4))

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffsiam.convolution import Conv2d
 from diffsiam.upsampling import upsample, upsample_convolve
 from kernels.adagn_silu.op import adagn_silu, add_adagn_silu
 from kernels.adagn_silu.op import group_norm as group_norm_alone
@@ -155,14 +156,14 @@ class ResBlock(nn.Module):
     ):
         super().__init__()
         self.resample, self.additive = resample, additive
-        self.in_layers = nn.Sequential(norm(c_in), nn.SiLU(), nn.Conv2d(c_in, c_out, 3, padding=1))
+        self.in_layers = nn.Sequential(norm(c_in), nn.SiLU(), Conv2d(c_in, c_out, 3, padding=1))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, c_out if additive else 2 * c_out))
         if conditioned:
             self.emb_z_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, 2 * c_out))
         self.out_layers = nn.Sequential(
-            norm(c_out), nn.SiLU(), nn.Dropout(dropout), zeroed(nn.Conv2d(c_out, c_out, 3, padding=1))
+            norm(c_out), nn.SiLU(), nn.Dropout(dropout), zeroed(Conv2d(c_out, c_out, 3, padding=1))
         )
-        self.skip_connection = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
+        self.skip_connection = nn.Identity() if c_in == c_out else Conv2d(c_in, c_out, 1)
 
     def forward(self, x: Tensor | Sum, time: Embedding, z: Embedding | None = None) -> Tensor | Sum:
         """x (B, c_in, H, W), embeddings (B, embedding); returns (B, c_out, H', W')."""
@@ -194,7 +195,7 @@ class ConvDown(nn.Module):
 
     def __init__(self, channels: int, padding: int = 1):
         super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
+        self.op = Conv2d(channels, channels, 3, stride=2, padding=padding)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.op(x if self.op.padding[0] else F.pad(x, (0, 1, 0, 1)))
@@ -205,7 +206,7 @@ class ConvUp(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return upsample_convolve(x, self.conv)

@@ -215,10 +215,25 @@ def test_mistakes_are_told_in_the_page(browser, place, tmp_path):
     expect(page.get_by_role("button", name="Make")).to_be_enabled()
 
 
+def test_an_edit_waits_for_images_that_are_still_on_their_way(browser, place):
+    page, wrong = watched(browser)
+    held = []
+    page.route("**/numbers", lambda request: held.append(request))
+    page.goto(place)
+    few_moves(page)
+    page.get_by_role("button", name="Make").click()
+    expect(page.locator("#pace")).to_have_text("Waiting")
+    expect(page.locator("#error")).to_have_text("")
+    assert len(held) == 2
+    for request in reversed(held):  # b comes before a
+        request.continue_()
+    expect(page.locator("#said")).to_contain_text("room 60 of seed 0 with subset 1 of room 61 of seed 0")
+    assert wrong == []
+
+
 def test_a_long_edit_shows_its_progress_and_can_be_stopped(browser, place):
     page, wrong = watched(browser)
     page.goto(place)
-    expect(page.locator("[data-slot=b] .preview")).to_be_visible()
     page.get_by_text("How it is sampled").click()
     for way in ("the inversion", "sampling"):  # so many that it cannot end before it is stopped
         page.get_by_label(f"DDIM moves of {way}").fill("1000")

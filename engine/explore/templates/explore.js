@@ -1,7 +1,7 @@
 "use strict";
 const $ = (id) => document.getElementById(id);
 const data = JSON.parse($("data").textContent);
-const form = $("form"), chosen = {};
+const form = $("form"), chosen = {}, choosing = new Set();
 let job = null, made = null;
 
 function fail(text) { $("error").textContent = text; }
@@ -20,8 +20,13 @@ async function ask(path, options) {
 
 // Images.
 
-async function choose(slot, request) {
+function choose(slot, request) {
   fail("");
+  const choice = settle(slot, request).finally(() => choosing.delete(choice));
+  choosing.add(choice);
+}
+
+async function settle(slot, request) {
   try {
     const kept = await request();
     chosen[slot.dataset.slot] = kept.id;
@@ -90,11 +95,13 @@ function asked() {
 form.addEventListener("submit", async (event) => {
   event.preventDefault();
   fail("");
+  working(true);
+  await Promise.all(choosing); // what was chosen a moment ago may still be on its way
   if (chosen.a === undefined || (kind() === "exchange" && chosen.b === undefined)) {
-    fail("Choose the images first.");
+    if (!$("error").textContent) fail("Choose the images first.");
+    working(false);
     return;
   }
-  working(true);
   try {
     job = await ask("jobs", { method: "POST", body: JSON.stringify(asked()) });
     while (job.state === "waiting" || job.state === "running") {
