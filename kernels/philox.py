@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kernels.backend import use_cpu_path
+
 STREAM_NOISE, STREAM_T, STREAM_K, STREAM_FLIP, STREAM_VIEW_1, STREAM_VIEW_2, STREAM_ORDER, STREAM_EVAL = (
     range(8)
 )
@@ -56,9 +58,8 @@ def philox4x32(counter: Tensor, key: tuple[int, int]) -> Tensor:
     return torch.stack(_rounds(c0, c1, c2, c3, *key), dim=-1)
 
 
-Seed = (
-    int | Tensor
-)  # in [0, 2^64), or its 64 bits as a 0-d int64 tensor: numbers in a captured graph would be frozen
+# In [0, 2^64), or its 64 bits as a 0-d int64 tensor: numbers in a captured graph would be frozen.
+Seed = int | Tensor
 
 
 def seed_key(seed: Seed) -> tuple[Seed, Seed]:
@@ -66,9 +67,27 @@ def seed_key(seed: Seed) -> tuple[Seed, Seed]:
     return seed & MASK, (seed >> 32) & MASK
 
 
+def seed_tensor(seed: Seed, device: torch.device) -> Tensor:
+    """The 64-bit seed as 0-d int64 on ``device``, where a kernel or a captured graph reads it; seeds beyond
+    2^63 wrap."""
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64 or seed.dim() != 0:
+            raise ValueError(
+                f"seed must be an int or a 0-d int64 tensor, got {tuple(seed.shape)} {seed.dtype}"
+            )
+        return seed
+    low, high = seed & MASK, (seed >> 32) & MASK
+    signed = low | (high << 32) if high < 1 << 31 else (low | (high << 32)) - (1 << 64)
+    return torch.full((), signed, dtype=torch.int64, device=device)
+
+
 def words(seed: Seed, positions: Tensor, count: int, stream: int) -> Tensor:
     """``count`` 32-bit words of each position (B,) int64: (B, 4 * ceil(count / 4)) int64."""
     quads = (count + 3) // 4
+    if use_cpu_path(positions, positions.dtype == torch.int64):
+        from kernels import philox_cpu  # brings Numba along
+
+        return philox_cpu.words(positions, seed_tensor(seed, positions.device), quads, stream)
     c0 = torch.arange(quads, dtype=torch.int64, device=positions.device).expand(len(positions), quads)
     c1 = (positions & MASK)[:, None].expand_as(c0)
     c2 = (positions >> 32 & MASK)[:, None].expand_as(c0)

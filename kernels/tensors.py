@@ -7,8 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from kernels.philox import MASK
-
 IMAGE_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 INDEX_LIMIT = (
     2**31
@@ -55,20 +53,6 @@ def require_dense(operation: str, name: str, x: Tensor) -> None:
     )
     require(is_dense(x), operation, message)
     require(x[:1].numel() < INDEX_LIMIT, operation, f"{name} has 2^31 elements or more a sample")
-
-
-def seed_tensor(seed: int | Tensor, device: torch.device) -> Tensor:
-    """The 64-bit seed as 0-d int64 on ``device``, where a kernel or a captured graph reads it; seeds beyond
-    2^63 wrap."""
-    if isinstance(seed, Tensor):
-        if seed.dtype != torch.int64 or seed.dim() != 0:
-            raise ValueError(
-                f"seed must be an int or a 0-d int64 tensor, got {tuple(seed.shape)} {seed.dtype}"
-            )
-        return seed
-    low, high = seed & MASK, (seed >> 32) & MASK
-    signed = low | (high << 32) if high < 1 << 31 else (low | (high << 32)) - (1 << 64)
-    return torch.full((), signed, dtype=torch.int64, device=device)
 
 
 def new(

@@ -5,7 +5,9 @@ import pytest
 import torch
 from scipy import stats
 
+import kernels.philox_cpu  # noqa: F401  (registers its operation)
 from kernels import philox
+from kernels.backend import set_backend
 from kernels.philox import normal, philox4x32, randint, uniform, uniform_np
 
 MANY = 100_000
@@ -54,6 +56,26 @@ def test_the_counter_holds_element_position_and_stream_and_the_key_holds_the_see
             counter = torch.tensor([quad, position % 2**32, position >> 32, stream])
             expected = philox4x32(counter, (0x89ABCDEF, 0x01234567))
             assert torch.equal(row[4 * quad : 4 * quad + 4], expected)
+
+
+@pytest.mark.parametrize("seed", [0, 2**32 - 1, 2**63 + 11, 2**64 - 1, torch.tensor(-5)])
+@pytest.mark.parametrize("count", [0, 1, 7, 300])
+def test_the_compiled_loop_gives_the_bits_of_the_reference(seed, count):
+    compiled = philox.words(seed, FAR[::2], count, 6)
+    set_backend("reference")
+    try:
+        expected = philox.words(seed, FAR[::2], count, 6)
+    finally:
+        set_backend("auto")
+    assert compiled.dtype == expected.dtype
+    assert torch.equal(compiled, expected)
+
+
+def test_the_compiled_loop_is_an_operation_of_its_own():
+    positions, seed = FAR.clone(), torch.tensor(3)
+    seen = torch.fx.experimental.proxy_tensor.make_fx(lambda p, s: philox.words(s, p, 5, 1))(positions, seed)
+    assert [node.name for node in seen.graph.nodes if "philox" in node.name]
+    torch.library.opcheck(torch.ops.diffsiam.philox_words_cpu.default, (positions, seed, 2, 1))
 
 
 @pytest.mark.parametrize("count", [1, 4, 7])

@@ -8,8 +8,8 @@ from torch import Tensor
 from kernels import tensors
 from kernels.backend import use_triton
 from kernels.noise_jump import ref
-from kernels.philox import STREAM_NOISE, Seed
-from kernels.tensors import require, require_batch, require_dense, require_together, seed_tensor
+from kernels.philox import STREAM_NOISE, Seed, seed_tensor
+from kernels.tensors import require, require_batch, require_dense, require_together
 
 NAME = "noise_jump"
 BLOCK = 2048  # 16 elements a thread: bytes come in one 128-bit load

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from kernels import tensors
 from kernels.backend import use_triton
-from kernels.philox import STREAM_NOISE, Seed
+from kernels.philox import STREAM_NOISE, Seed, seed_tensor
 from kernels.recon_loss import ref
 from kernels.recon_loss.ref import ReconLoss
-from kernels.tensors import IMAGE_DTYPES, require, require_batch, require_dense, require_together, seed_tensor
+from kernels.tensors import IMAGE_DTYPES, require, require_batch, require_dense, require_together
 
 NAME = "recon_loss"
 BLOCK = 1024  # 8 elements a thread: predictions come in one 128-bit load, and nothing spills

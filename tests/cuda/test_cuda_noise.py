@@ -22,7 +22,6 @@ from kernels import philox
 from kernels.noise_jump.op import noise_jump
 from kernels.noise_jump.ref import noise_for, to_unit_range
 from kernels.philox_triton import philox_words
-from kernels.tensors import seed_tensor
 
 ELEMENTS = 3 * PX * PX
 ULP = 2.0**-24  # half a unit in the last place of 1 in float32
@@ -49,7 +48,7 @@ def test_every_integer_of_a_batch_is_the_reference_s():
     out = torch.empty(4, quads * 4, dtype=torch.int32, device="cuda")
     some = positions(4)
     _words_kernel[(triton.cdiv(quads, 256), 4)](
-        seed_tensor(SEED, some.device), some, out, quads, STREAM=philox.STREAM_NOISE, BLOCK=256
+        philox.seed_tensor(SEED, some.device), some, out, quads, STREAM=philox.STREAM_NOISE, BLOCK=256
     )
     expected = philox.words(SEED, some.cpu(), ELEMENTS, philox.STREAM_NOISE)
     assert torch.equal(out.cpu().long() & 0xFFFFFFFF, expected)
