@@ -14,7 +14,7 @@ import diffsiam.objective
 import diffsiam.upsampling
 import engine.parallel
 from bench.contenders import Batch, Ours
-from diffsiam.attention import attend_sdpa
+from diffsiam.attention_routines import attend_sdpa
 from diffsiam.layers import Projected, projections
 from diffsiam.objective import DiffSiam, Prediction
 from engine.ema import Ema

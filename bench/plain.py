@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bench.rivals import Draws, Rival
-from diffsiam.attention import attend_sdpa, set_attention
+from diffsiam.attention import set_attention
+from diffsiam.attention_routines import attend_sdpa
 
 
 class Plain(Rival):

@@ -1,55 +1,12 @@
-"""Self-attention over the pixels of a feature map, and the choice of the routine that computes it."""
+"""Self-attention over the pixels of a feature map."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffsiam.attention_routines import Attend, attend_sdpa
 from diffsiam.layers import Norm, group_norm, normed, zeroed
-
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v (B, heads, tokens, channels) -> same
-
-
-def attend_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(c)) v by torch's scaled_dot_product_attention (flash or cuDNN on CUDA, math on
-    CPU).
-    """
-    return F.scaled_dot_product_attention(q, k, v)
-
-
-def attend_xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The same by xformers' memory-efficient attention, whose layout is (B, tokens, heads, channels)."""
-    from xformers.ops import memory_efficient_attention
-
-    swapped = (x.transpose(1, 2).contiguous() for x in (q, k, v))
-    return memory_efficient_attention(*swapped).transpose(1, 2)
-
-
-def attend_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The same as two matrix products with the (tokens, tokens) matrix in memory, which oneDNN computes in
-    bfloat16 where torch's SDPA on a CPU does not: half the time at 256 tokens, and as long in float32.
-    """
-    weight = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2)).softmax(-1)
-    return torch.matmul(weight, v)
-
-
-def choose_attention(device: torch.device, dtype: torch.dtype) -> tuple[Attend, str]:
-    """xformers on CUDA where a trial call works there, matrix products on a CPU, torch's SDPA otherwise;
-    returns the routine and the reason.
-    """
-    if device.type == "cpu":
-        return attend_products, "matrix products (torch SDPA takes twice as long in bfloat16 on a CPU)"
-    if device.type != "cuda":
-        return attend_sdpa, f"torch SDPA (xformers has no {device.type} operator)"
-    try:
-        trial = torch.randn(1, 1, 64, 64, device=device, dtype=dtype)
-        attend_xformers(trial, trial, trial)
-    except Exception as error:  # whatever an optional wheel raises is a reason to print, not to stop
-        return attend_sdpa, f"torch SDPA (xformers does not work here: {str(error).splitlines()[0][:80]})"
-    return attend_xformers, "xformers"
 
 
 def set_attention(model: nn.Module, attend: Attend) -> None:

@@ -94,6 +94,24 @@ class UNetConfig:
     def widths(self) -> list[int]:
         return [self.base_channels * m for m in self.channel_mult]
 
+    def attentions(self, px: int) -> list[tuple[int, int, int]]:
+        """(heads, tokens, channels of a head) of every attention block for images of ``px``, encoder first,
+        of one decoder.
+        """
+        found, widths = [], self.widths()
+
+        def add(level: int, count: int) -> None:
+            heads = head_count(widths[level], self.heads, self.head_channels)
+            found.extend([(heads, (px >> level) ** 2, widths[level] // heads)] * count)
+
+        attended = [level for level in range(len(widths)) if 2**level in self.attention]
+        for level in attended:
+            add(level, self.blocks)
+        add(len(widths) - 1, 1)  # between encoder and decoder
+        for level in reversed(attended):
+            add(level, self.blocks + 1)
+        return found
+
     def norm(self, channels: int) -> nn.GroupNorm:
         """The group norm of a feature map."""
         return nn.GroupNorm(self.groups or group_count(channels), channels, self.eps)

@@ -254,6 +254,9 @@ class TrainConfig(Section):
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """"auto": bf16 on CUDA and on CPUs with native bf16, fp32 elsewhere; parameters and optimizer state stay
     fp32."""
+    attention: Literal["auto", "xformers", "flash", "cudnn", "efficient", "sdpa"] = "auto"
+    """"auto": on CUDA the fastest of the next four, measured at the start on the model's own sizes, on a CPU
+    matrix products; "flash", "cudnn", "efficient": that routine of torch's SDPA; "sdpa": as torch chooses."""
     compile: Literal["off", "auto"] = "auto"
     """"auto": torch.compile where it is known to work and pays; "off": eager."""
 

@@ -103,7 +103,7 @@ def _train_and_report(
     resumed = _latest(run_dir, ranks)
     if resumed:
         check_resumable(resumed, config)
-    policy = choose_policy(config, ranks.device)
+    policy = choose_policy(config, ranks.device, ranks.broadcast)
     parts = read_frozen(config)
     weights = None if parts is None else record(parts)
     if resumed:

@@ -4,14 +4,17 @@ it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from diffsiam.attention import Attend, choose_attention, set_attention
+from diffsiam.attention import set_attention
+from diffsiam.attention_routines import Attend, choose_attention
 from diffsiam.unet import UNet
+from engine.build import unet_config
 from engine.config import Config
 from engine.errors import UsageError
 from kernels.backend import chosen, set_backend
@@ -42,15 +45,21 @@ class Policy:
         )
 
 
-def choose_policy(config: Config, device: torch.device) -> Policy:
+def choose_policy(
+    config: Config, device: torch.device, broadcast: Callable[[Tensor], Tensor] | None = None
+) -> Policy:
     """Decide for this device.
 
+    Args:
+        broadcast: rank 0's tensor on every rank, where there are several: they must choose alike.
+
     Raises:
-        UsageError: bf16 was asked for on a GPU that has none, or Triton where it cannot run.
+        UsageError: bf16 was asked for on a GPU that has none, or Triton or a routine of attention where it
+            cannot run.
     """
     autocast, precision = _precision(config, device)
     dtype = autocast if autocast is not None and device.type == "cuda" else torch.float32
-    attend, attention = choose_attention(device, autocast or torch.float32)
+    attend, attention = _attention(config, device, autocast or torch.float32, broadcast)
     compiles = config.train.compile == "auto" and device.type == "cuda"
     if compiles:
         networks = "torch.compile"
@@ -83,6 +92,24 @@ def _kernels(config: Config, device: torch.device) -> str:
     except ValueError as error:
         raise UsageError(str(error)) from error
     return f"{name}: {reason}"
+
+
+def _attention(
+    config: Config,
+    device: torch.device,
+    dtype: torch.dtype,
+    broadcast: Callable[[Tensor], Tensor] | None,
+) -> tuple[Attend, str]:
+    """The routine for the sizes of the model that the config states."""
+
+    def agree(here: int) -> int:
+        return here if broadcast is None else int(broadcast(torch.tensor(here, device=device)))
+
+    try:
+        shapes = sorted(set(unet_config(config).attentions(config.data.px)))
+        return choose_attention(device, dtype, shapes, config.train.attention, agree)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _precision(config: Config, device: torch.device) -> tuple[torch.dtype | None, str]:

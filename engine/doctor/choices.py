@@ -33,7 +33,8 @@ def choices(device: torch.device) -> list[Choice]:
     reasons = dict(choose_policy(Config(), device).reasons)
     cuda = device.type == "cuda"
     precise = reasons["precision"].startswith("bfloat16")
-    attends, triton = reasons["attention"] == "xformers", reasons["kernels"].startswith("triton")
+    attends = cuda and "xformers:" not in reasons["attention"]  # which is how one that fails is told
+    triton = reasons["kernels"].startswith("triton")
     # Without a GPU there is one piece of advice for all of these, which the missing GPU itself gives.
     return [
         Choice("precision", reasons["precision"], precise),

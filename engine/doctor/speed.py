@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from diffsiam.attention import choose_attention
+from diffsiam.attention_routines import choose_attention
 from kernels.adagn_silu import ref
 from kernels.adagn_silu.op import adagn_silu
 
@@ -88,7 +88,7 @@ def _dtype(device: torch.device) -> torch.dtype:
 def attention(device: torch.device, folder: Path) -> Check:
     """The chosen routine beside softmax(q k^T) v, on 16 x 16 pixels of 128 channels."""
     q, k, v = torch.randn(3, 4, 1, 256, 128, device=device, dtype=_dtype(device))
-    attend, _ = choose_attention(device, _dtype(device))
+    attend, _ = choose_attention(device, _dtype(device), [(1, 256, 128)])
 
     def plain() -> Tensor:
         return F.softmax(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5, dim=-1) @ v

@@ -10,7 +10,8 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from diffsiam.attention import choose_attention, set_attention
+from diffsiam.attention import set_attention
+from diffsiam.attention_routines import choose_attention
 from diffsiam.counterfactual import Inverted
 from diffsiam.encoder import encode_images
 from diffsiam.model import Model, model_of
@@ -198,8 +199,8 @@ def _placed(model: Model, device: torch.device, autocast: torch.dtype | None) ->
     """Where and as it runs fastest; on CUDA the diffusion model's weights are stored in the dtype it uses."""
     model = model.to(device)
     dtype = autocast if autocast is not None and device.type == "cuda" else torch.float32
-    attend, _ = choose_attention(device, dtype)
     assert model.frozen is not None, "checked when it was opened"
+    attend, _ = choose_attention(device, dtype, model.frozen.config.attentions(model.contract.px or 128))
     model.frozen.to(dtype=dtype)
     for network in (model.encoder, model.decoder, model.frozen):
         if network is not None:
