@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import diffsiam.convolution
 import diffsiam.objective
 import diffsiam.upsampling
 import engine.parallel
+import kernels.philox
 from bench.contenders import Batch, Ours
 from diffsiam.attention_routines import attend_sdpa
 from diffsiam.layers import Projected, projections
@@ -188,6 +190,12 @@ ABLATIONS: dict[str, Lever] = {
     "without the chosen attention (SDPA)": Lever(policy=lambda policy: replace(policy, attend=attend_sdpa)),
     "without upsampling on the small image": Lever(
         around=lambda: _replaced(diffsiam.upsampling, "_pays", lambda *_: False), device="cpu"
+    ),
+    "without weight gradients as products": Lever(
+        around=lambda: _replaced(diffsiam.convolution, "has_tiles", lambda: False), device="cpu"
+    ),
+    "without draws in a compiled loop": Lever(
+        around=lambda: _replaced(kernels.philox, "use_cpu_path", lambda *_: False), device="cpu"
     ),
     "without both views in one pass": Lever(
         around=lambda: _replaced(diffsiam.objective, "encode_views", _views_apart)
