@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench.claims import advice
 from bench.claims.bootstrap import bootstrap, sign_test
 from bench.claims.causal import order as order_moved
 from bench.claims.causal import selectivity
@@ -196,6 +197,43 @@ def test_the_order_is_positive_where_fine_factors_come_first():
     moved = order_moved((np.arange(FACTORS)[:, None] == place).astype(float), 32)
     assert moved["rho"] == pytest.approx(1)
     assert order_moved(np.zeros((8, FACTORS)), 32)["rho"] is None
+
+
+def test_handles_are_factors_moved_by_single_subsets_and_the_subsets_that_move_them():
+    rows = ["subset 1", "subset 2", "subset 3", "all", "none"]
+    success = np.array(
+        [
+            [0.9, 0.4, 0.1, np.nan, 0.30],
+            [0.2, 0.7, 0.1, np.nan, 0.30],
+            [0.1, 0.1, 0.1, np.nan, 0.44],
+            [0.9, 0.8, 0.9, np.nan, 0.20],
+            [0.1, 0.2, 0.1, np.nan, 0.30],
+        ]
+    )
+    assert advice.count(rows, success) == (2, 2, 3)
+    success[4] = 1.0
+    assert advice.count(rows, success) == (0, 0, 0)
+
+
+def test_advice_names_the_model_that_is_best_at_each_use(tmp_path):
+    rows = ["subset 1", "subset 2", "all", "none"]
+    moved = {
+        "pdae": [[0.1, 0.1], [0.1, 0.1], [0.9, 0.9], [0.1, 0.1]],
+        "hier-random": [[0.8, 0.8], [0.1, 0.1], [0.8, 0.1], [0.1, 0.1]],
+        "detach-tied": [[0.8, 0.1], [0.1, 0.8], [0.8, 0.1], [0.1, 0.1]],
+    }
+    records = []
+    for i, (name, success) in enumerate(moved.items()):
+        records.append(record(name, 0, 0.3 + 0.1 * (i == 1)))
+        records[-1]["causal"] |= {"rows": rows, "success": success}
+    columns, table, told = advice.section(results(tmp_path, *records), [*moved, "seq-tied"])
+    assert [row[0] for row in table] == list(moved)
+    assert len(columns) == len(table[0])
+    text = " ".join(told)
+    assert "leave another, `detach-tied`: 2.0 factors on 2.0 subsets" in text
+    assert "all of z, `pdae`" in text
+    assert "features alone, `hier-random`" in text
+    assert "lies in one subset." in text
 
 
 def test_selectivity_is_the_share_of_change_that_falls_on_a_subsets_own_factors():

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.claims import plots
+from bench.claims import advice, plots
 from bench.claims.bootstrap import Interval
 from bench.claims.decide import Results, Verdict, decide
 from bench.claims.models import CHOICES
@@ -51,6 +51,7 @@ def write(results: Results, names: Sequence[str], config: Path, folder: Path = D
     parts = [
         _head(results, names, config),
         _verdicts(verdicts),
+        _advice(results, names),
         *(_numbers(claim, verdicts) for claim in THESIS),
         _models(results, names),
         _transfer(results, names),
@@ -105,6 +106,19 @@ def _verdicts(verdicts: Sequence[Verdict]) -> str:
     ]
     columns = ["claim", "random k (Algorithm 1)", "k tied to t", "k by the loss profile"]
     return "## Verdicts\n\n" + markdown(columns, rows)
+
+
+def _advice(results: Results, names: Sequence[str]) -> str:
+    columns, rows, told = advice.section(results, names)
+    if not rows:
+        return ""
+    head = (
+        "## Which switches for what\n\nA subset moves a factor if swapping it alone, from one x_T, makes the "
+        f"factor the other room's in {advice.MOVES:.2f} more of the pairs than swapping nothing does. The "
+        "presets for editing use `method=diffsiam`, which is `detach-tied` here; `method=literal` is "
+        "`hier-random` with SimSiam's weight at 1 (`hier-random-sum`)."
+    )
+    return "\n\n".join([head, markdown(columns, rows), "\n".join(f"- {line}" for line in told)])
 
 
 def _of(verdicts: Sequence[Verdict], claim: str, choice: str) -> Verdict:
