@@ -29,20 +29,23 @@ class Conv2d(nn.Conv2d):
     """``nn.Conv2d``: the same parameters, the same result to the bit, and gradients equal to rounding."""
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        if not (dtype == torch.bfloat16 and self._pays(x)):
+        if not self._pays(x):
             return super()._conv_forward(x, weight, bias)
-        assert isinstance(self.padding, tuple)
         with torch.autocast("cpu", enabled=False):
-            given = (x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+            given = (part if part is None else part.bfloat16() for part in (x, weight, bias))
             return _Convolve.apply(*given, self.stride, self.padding)
 
     def _pays(self, x: Tensor) -> bool:
         """Whether a weight gradient is due that is faster as a product."""
-        if not (torch.is_grad_enabled() and self.weight.requires_grad and has_tiles()):
+        # First what holds under torch.compile too, which then sees nothing of the rest.
+        if not use_cpu_path(x, x.dim() == 4 and is_channels_last(x)):
             return False
-        plain = self.groups == 1 and self.padding_mode == "zeros" and isinstance(self.padding, tuple)
-        if not (plain and self.dilation == (1, 1) and x.dim() == 4 and use_cpu_path(x, is_channels_last(x))):
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        due = torch.is_grad_enabled() and self.weight.requires_grad
+        if not (due and dtype == torch.bfloat16 and has_tiles()):
+            return False
+        plain = self.groups == 1 and self.dilation == (1, 1) and self.padding_mode == "zeros"
+        if not plain or isinstance(self.padding, str):
             return False
         height, width = (
             (x.shape[2 + i] + 2 * int(self.padding[i]) - self.kernel_size[i]) // self.stride[i] + 1

@@ -108,6 +108,15 @@ def test_a_routine_of_torch_is_held_to_and_computes_attention():
         attend_by(SDPBackend.CUDNN_ATTENTION)(q, k, v)
 
 
+def test_a_routine_of_torch_compiles_as_one_graph():
+    q, k, v = (x.requires_grad_() for x in torch.randn(3, 2, 1, 16, 8).unbind())
+    attend = attend_by(SDPBackend.MATH)
+    compiled = torch.compile(attend, fullgraph=True, dynamic=False, backend="aot_eager")
+    torch.testing.assert_close(compiled(q, k, v), attend(q, k, v))
+    compiled(q, k, v).sum().backward()
+    assert q.grad is not None
+
+
 def test_what_refuses_a_size_is_left_out():
     def clock(attend, device, dtype, shape):
         attend(*torch.randn(3, 1, *shape))

@@ -146,6 +146,17 @@ def test_so_it_is_in_float32_without_gradients_with_the_reference_and_without_ti
     assert not by_product(conv, x)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_compiler_sees_the_plain_convolution(tiles):
+    x, conv = image(2, 8, 4, 4), Conv2d(8, 8, 3, padding=1)
+    compiled = torch.compile(conv, fullgraph=True, dynamic=False, backend="aot_eager")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert by_product(conv, x)
+        assert torch.equal(compiled(x), conv(x))
+        compiled(x).sum().backward()
+    assert conv.weight.grad is not None
+
+
 def test_networks_are_made_of_them(tiles):
     torch.manual_seed(0)
     time = torch.randn(2, 16)
