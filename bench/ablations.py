@@ -14,6 +14,7 @@ import diffsiam.convolution
 import diffsiam.objective
 import diffsiam.upsampling
 import engine.parallel
+import engine.step
 import kernels.philox
 from bench.contenders import Batch, Ours
 from diffsiam.attention_routines import attend_sdpa
@@ -193,6 +194,9 @@ ABLATIONS: dict[str, Lever] = {
     ),
     "without weight gradients as products": Lever(
         around=lambda: _replaced(diffsiam.convolution, "has_tiles", lambda: False), device="cpu"
+    ),
+    "without packed frozen weights": Lever(
+        around=lambda: _replaced(engine.step, "pack", _nothing), device="cpu"
     ),
     "without draws in a compiled loop": Lever(
         around=lambda: _replaced(kernels.philox, "use_cpu_path", lambda *_: False), device="cpu"

@@ -21,7 +21,10 @@ from torch.utils._pytree import tree_map_only
 from bench.timing import timed
 
 aten = torch.ops.aten
-PRODUCTS = (aten.convolution, aten.convolution_backward, aten.mm, aten.addmm, aten.bmm, aten.baddbmm)
+PRODUCTS = (
+    *(aten.convolution, aten.convolution_backward, aten.mm, aten.addmm, aten.bmm, aten.baddbmm),
+    torch.ops.mkldnn._convolution_pointwise,  # of packed weights
+)
 ROUNDS = 5
 
 Call = tuple[Any, tuple[Any, ...]]  # an operation and its arguments, tensors as their descriptions
@@ -64,7 +67,9 @@ def floor(step: Callable[[], Any], device: torch.device) -> dict[str, float]:
     return {"ms": total, "calls": products.seen.total()}
 
 
-def _describe(tensor: Tensor) -> _Described:
+def _describe(tensor: Tensor) -> _Described | Tensor:
+    if tensor.is_mkldnn:  # packed weights, whose order nothing describes
+        return tensor
     return _Described((tuple(tensor.shape), tensor.stride(), tensor.dtype))
 
 

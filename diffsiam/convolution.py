@@ -1,8 +1,11 @@
-"""The networks' convolutions: ``nn.Conv2d`` with a weight gradient that suits CPUs with matrix tiles (AMX).
+"""The networks' convolutions: ``nn.Conv2d`` in forms that suit CPUs with matrix tiles (AMX).
 
-There oneDNN sums a weight gradient row by row of the image, and a row of a few pixels leaves most of a tile
+Weight gradients: oneDNN sums them row by row of the image, and a row of a few pixels leaves most of a tile
 empty: at 4 px and below it reaches a tenth of the forward pass' rate. As one matrix product, over the pixels
 of all images at once, it is 2 to 8 times as fast, and slower where rows are long.
+
+Frozen weights: every call rounds them to bfloat16 and turns them into the order that tiles want, which for
+512 channels at 8 px takes longer than the convolution; :func:`pack` does it once.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from kernels.backend import use_cpu_path
 from kernels.tensors import is_channels_last
@@ -21,6 +25,7 @@ from kernels.tensors import is_channels_last
 # Of the result: an image of so many pixels has rows too short for a tile, and so few pixels in all make a
 # product whose columns cost nothing to gather (measured on one core).
 MOST_PIXELS, MOST_PIXELS_IN_ALL = 16, 512
+LEAST_PACKED = 1 << 18  # weights of a convolution, below which a call through Python costs what packing saves
 
 Pair = tuple[int, int]
 
@@ -28,7 +33,12 @@ Pair = tuple[int, int]
 class Conv2d(nn.Conv2d):
     """``nn.Conv2d``: the same parameters, the same result to the bit, and gradients equal to rounding."""
 
+    packed: tuple[Tensor, Tensor | None] | None = None  # weight and bias, see :func:`pack`
+
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self.packed is not None and self._takes_packed(x):
+            form = (self.padding, self.stride, (1, 1), 1)
+            return torch.ops.mkldnn._convolution_pointwise(x.bfloat16(), *self.packed, *form, "none", [], "")
         if not self._pays(x):
             return super()._conv_forward(x, weight, bias)
         with torch.autocast("cpu", enabled=False):
@@ -40,18 +50,49 @@ class Conv2d(nn.Conv2d):
         # First what holds under torch.compile too, which then sees nothing of the rest.
         if not use_cpu_path(x, x.dim() == 4 and is_channels_last(x)):
             return False
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         due = torch.is_grad_enabled() and self.weight.requires_grad
-        if not (due and dtype == torch.bfloat16 and has_tiles()):
+        if not (due and _in_bfloat16(x) and has_tiles() and self._is_plain()):
             return False
-        plain = self.groups == 1 and self.dilation == (1, 1) and self.padding_mode == "zeros"
-        if not plain or isinstance(self.padding, str):
-            return False
+        assert not isinstance(self.padding, str)
         height, width = (
             (x.shape[2 + i] + 2 * int(self.padding[i]) - self.kernel_size[i]) // self.stride[i] + 1
             for i in (0, 1)
         )
         return height * width <= MOST_PIXELS or len(x) * height * width <= MOST_PIXELS_IN_ALL
+
+    def _takes_packed(self, x: Tensor) -> bool:
+        suits = not torch.is_grad_enabled() and is_channels_last(x) and type(x) is Tensor
+        return use_cpu_path(x, suits) and _in_bfloat16(x)
+
+    def _is_plain(self) -> bool:
+        """Whether it is the convolution that networks here consist of, without further switches."""
+        plain = self.groups == 1 and self.dilation == (1, 1) and self.padding_mode == "zeros"
+        return plain and not isinstance(self.padding, str)
+
+
+def pack(network: nn.Module) -> None:
+    """Keep large weights of a frozen network ready for calls in bfloat16 without gradients, beside the ones
+    that they are made of, which may not change any more. Nothing where the processor has no tiles.
+    """
+    if not has_tiles():
+        return
+    for module in network.modules():
+        if isinstance(module, Conv2d) and module.weight.numel() >= LEAST_PACKED and module._is_plain():
+            weight = module.weight.detach().bfloat16()
+            bias = None if module.bias is None else module.bias.detach().bfloat16()
+            form = (module.padding, module.stride, (1, 1), 1)
+            module.packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *form), bias
+
+
+@register_flop_formula(torch.ops.mkldnn._convolution_pointwise)
+def _flops(x_shape: Any, weight_shape: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    return conv_flop_count(x_shape, weight_shape, out_shape)
+
+
+def _in_bfloat16(x: Tensor) -> bool:
+    """Whether a convolution of x computes in bfloat16."""
+    autocast = torch.is_autocast_enabled("cpu")
+    return (torch.get_autocast_dtype("cpu") if autocast else x.dtype) == torch.bfloat16
 
 
 @cache

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from diffsiam.attention import set_attention
 from diffsiam.attention_routines import Attend, choose_attention
+from diffsiam.convolution import pack
 from diffsiam.unet import UNet
 from engine.build import unet_config
 from engine.config import Config
@@ -141,6 +142,8 @@ def prepare_frozen(unet: UNet, policy: Policy) -> UNet:
     """
     unet = deepcopy(unet).to(policy.device, policy.frozen_dtype).to(memory_format=torch.channels_last)
     set_attention(unet, policy.attend)
+    if policy.device.type == "cpu" and policy.autocast == torch.bfloat16:
+        pack(unet)
     if policy.compile:
         unet.encode = torch.compile(unet.encode, dynamic=False)  # type: ignore[method-assign]
         unet.decode = torch.compile(unet.decode, dynamic=False)  # type: ignore[method-assign]

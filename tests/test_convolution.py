@@ -1,16 +1,20 @@
-"""Convolutions whose weight gradient is one matrix product."""
+"""Convolutions for processors with matrix tiles: weight gradients as products, frozen weights packed."""
 
 import copy
 
 import pytest
 import torch
 import torch.nn.functional as F
+from config_files import rooms
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import diffsiam.convolution
-from diffsiam.convolution import Conv2d, weight_gradient
+from diffsiam.convolution import Conv2d, pack, weight_gradient
 from diffsiam.encoder import build_encoder
 from diffsiam.layers import ConvDown, ConvUp, ResBlock
+from diffsiam.unet import UNet, UNetConfig
+from engine.step import choose_policy, prepare_frozen
 from kernels.backend import set_backend
 
 torch.set_num_threads(1)
@@ -144,6 +148,77 @@ def test_so_it_is_in_float32_without_gradients_with_the_reference_and_without_ti
         set_backend("auto")
     monkeypatch.setattr(diffsiam.convolution, "has_tiles", lambda: False)
     assert not by_product(conv, x)
+
+
+@pytest.fixture
+def everything_is_large(monkeypatch):
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("oneDNN does not compute in bfloat16 on this processor")
+    monkeypatch.setattr(diffsiam.convolution, "LEAST_PACKED", 1)
+
+
+def test_packed_weights_give_the_same_bits_where_no_gradient_is_due(case, tiles, everything_is_large):
+    x, conv = case[0].detach(), case[1].requires_grad_(False)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = conv(x)
+        pack(conv)
+        assert conv.packed is not None
+        conv.weight.zero_()  # is not looked at any more
+        assert torch.equal(conv(x), expected)
+
+
+def test_a_packed_convolution_is_the_plain_one_in_float32_with_gradients_and_for_the_reference(
+    tiles, everything_is_large
+):
+    x, conv = image(2, 8, 6, 6), Conv2d(8, 8, 3, padding=1).requires_grad_(False)
+    pack(conv)
+    with torch.no_grad():
+        assert torch.equal(conv(x), plain(conv)(x))  # float32: not to 8 bits
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.autograd.grad(conv(x).float().sum(), x)[0].abs().sum() > 0
+        conv.packed = None, None  # whatever looks at it now fails
+        set_backend("reference")
+        try:
+            with torch.no_grad():
+                assert torch.equal(conv(x), plain(conv)(x))
+        finally:
+            set_backend("auto")
+
+
+def test_only_large_weights_are_packed_and_only_where_there_are_tiles(monkeypatch):
+    small, large = Conv2d(8, 8, 3), Conv2d(256, 256, 3)
+    for there, packed in ((False, [False, False]), (True, [False, True])):
+        monkeypatch.setattr(diffsiam.convolution, "has_tiles", lambda there=there: there)
+        pack(nn.Sequential(small, large))
+        assert [conv.packed is not None for conv in (small, large)] == packed
+
+
+def test_operations_of_packed_convolutions_are_counted(tiles, everything_is_large):
+    x, conv = image(2, 8, 6, 6).detach(), Conv2d(8, 12, 3, padding=1).bfloat16()
+    counts = []
+    for _ in range(2):
+        with (
+            FlopCounterMode(display=False) as counter,
+            torch.no_grad(),
+            torch.autocast("cpu", torch.bfloat16),
+        ):
+            conv(x)
+        counts.append(counter.get_total_flops())
+        pack(conv)
+    assert counts == [2 * 2 * 12 * 36 * 8 * 9] * 2
+
+
+def test_the_frozen_model_of_a_run_is_packed(tiles, everything_is_large, tmp_path):
+    config = rooms(tmp_path, "train.precision=bf16")
+    unet = UNet(UNetConfig(8, (1, 2), blocks=1, attention=())).eval().requires_grad_(False)
+    packed = prepare_frozen(unet, choose_policy(config, torch.device("cpu")))
+    exact = prepare_frozen(unet, choose_policy(rooms(tmp_path, "train.precision=fp32"), torch.device("cpu")))
+    convs = [[m.packed for m in u.modules() if isinstance(m, Conv2d)] for u in (packed, exact)]
+    assert None not in convs[0]
+    assert set(convs[1]) == {None}
+    x, t = image(2, 3, 8, 8).detach(), torch.tensor([3, 500])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(packed(x, t), exact(x, t))
 
 
 @pytest.mark.filterwarnings("error")
