@@ -25,6 +25,9 @@ from kernels.tensors import is_channels_last
 # Of the result: an image of so many pixels has rows too short for a tile, and so few pixels in all make a
 # product whose columns cost nothing to gather (measured on one core).
 MOST_PIXELS, MOST_PIXELS_IN_ALL = 16, 512
+LEAST_WEIGHTS = (
+    1 << 15
+)  # of a convolution, below which a gradient through Python costs what its product saves
 LEAST_PACKED = 1 << 18  # weights of a convolution, below which a call through Python costs what packing saves
 
 Pair = tuple[int, int]
@@ -50,7 +53,7 @@ class Conv2d(nn.Conv2d):
         # First what holds under torch.compile too, which then sees nothing of the rest.
         if not use_cpu_path(x, x.dim() == 4 and is_channels_last(x)):
             return False
-        due = torch.is_grad_enabled() and self.weight.requires_grad
+        due = torch.is_grad_enabled() and self.weight.requires_grad and self.weight.numel() >= LEAST_WEIGHTS
         if not (due and _in_bfloat16(x) and has_tiles() and self._is_plain()):
             return False
         assert not isinstance(self.padding, str)

@@ -33,8 +33,9 @@ SHAPES = [
 
 @pytest.fixture
 def tiles(monkeypatch):
-    """As on a processor with matrix tiles: elsewhere the products are slower, and as right."""
+    """As on a processor with matrix tiles: elsewhere the products are slower, and as right. Small weights too."""
     monkeypatch.setattr(diffsiam.convolution, "has_tiles", lambda: True)
+    monkeypatch.setattr(diffsiam.convolution, "LEAST_WEIGHTS", 1)
 
 
 @pytest.fixture(params=SHAPES, ids=str)
@@ -133,6 +134,13 @@ def test_an_image_that_needs_no_gradient_gets_none(tiles):
 )
 def test_elsewhere_it_is_the_plain_convolution(x, conv, tiles):
     assert not by_product(conv, x)
+
+
+def test_small_weights_are_not_worth_a_call_through_python(tiles, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(diffsiam.convolution, "has_tiles", lambda: True)
+    assert not by_product(Conv2d(32, 32, 3, padding=1), image(2, 32, 4, 4))
+    assert by_product(Conv2d(64, 64, 3, padding=1), image(2, 64, 4, 4))
 
 
 def test_so_it_is_in_float32_without_gradients_with_the_reference_and_without_tiles(tiles, monkeypatch):
