@@ -25,10 +25,8 @@ from kernels.tensors import is_channels_last
 # Of the result: an image of so many pixels has rows too short for a tile, and so few pixels in all make a
 # product whose columns cost nothing to gather (measured on one core).
 MOST_PIXELS, MOST_PIXELS_IN_ALL = 16, 512
-LEAST_WEIGHTS = (
-    1 << 15
-)  # of a convolution, below which a gradient through Python costs what its product saves
-LEAST_PACKED = 1 << 18  # weights of a convolution, below which a call through Python costs what packing saves
+# Weights of a convolution, below which the calls through Python cost what a product or packing saves.
+LEAST_WEIGHTS, LEAST_PACKED = 1 << 15, 1 << 18
 
 Pair = tuple[int, int]
 

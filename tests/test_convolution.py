@@ -33,7 +33,9 @@ SHAPES = [
 
 @pytest.fixture
 def tiles(monkeypatch):
-    """As on a processor with matrix tiles: elsewhere the products are slower, and as right. Small weights too."""
+    """As on a processor with matrix tiles and with large weights: elsewhere products are slower, and as
+    right.
+    """
     monkeypatch.setattr(diffsiam.convolution, "has_tiles", lambda: True)
     monkeypatch.setattr(diffsiam.convolution, "LEAST_WEIGHTS", 1)
 
