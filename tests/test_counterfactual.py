@@ -20,6 +20,9 @@ from diffsiam.sampler import Guide
 from diffsiam.sampling import Recipe
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+# Sums of a batch are rounded otherwise than those of one image, by some processors more than by others, and all
+# moves of a way down magnify it; a line left out changes an image by hundredths.
+MOVED = {"rtol": 1e-4, "atol": 1e-3}
 SCALES = [0.25, 0.5, 0.75, 1.0]
 
 
@@ -89,7 +92,7 @@ class TestAlgorithm2:
             z[:, dims] = (1 - scale) * z[:, dims] + scale * images.z[[b]][:, dims]
             x_T = slerp(images.x_T[[a]], images.x_T[[b]], scale) if moves_x_T else images.x_T[[a]]
             expected = s.sample(x_T, Guide(z))[0]
-            torch.testing.assert_close(found[p, direction, c, k], expected, **CLOSE)
+            torch.testing.assert_close(found[p, direction, c, k], expected, **MOVED)
 
     def test_scale_0_is_the_reconstruction(self, s, images):
         found = counterfactuals(s, images, [(0, 1)], [of_subsets("", TIED, [1])], [0.0])
