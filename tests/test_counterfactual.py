@@ -20,8 +20,8 @@ from diffsiam.sampler import Guide
 from diffsiam.sampling import Recipe
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
-# Sums of a batch are rounded otherwise than those of one image, by some processors more than by others, and all
-# moves of a way down magnify it; a line left out changes an image by hundredths.
+# Sums of a batch are rounded otherwise than those of one image, by some processors more than by others, and
+# all moves of a way down magnify it; a line left out changes an image by tenths.
 MOVED = {"rtol": 1e-4, "atol": 1e-3}
 SCALES = [0.25, 0.5, 0.75, 1.0]
 
