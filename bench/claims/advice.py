@@ -92,7 +92,7 @@ def _told(found: Sequence[Handles]) -> list[str]:
     lines = [
         f"To edit one thing and leave another, `{split.model}`: {split.factors:.1f} factors on "
         f"{split.subsets:.1f} subsets.",
-        f"To move or reconstruct as much as possible with all of z, `{whole.model}`.",
+        f"To move as many factors as possible with all of z, `{whole.model}`.",
         f"For features alone, `{features.model}` transfers best of these.",
     ]
     random = [h for h in found if h.model.endswith("-random") and h.factors]
