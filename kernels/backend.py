@@ -75,7 +75,7 @@ def chosen(device: torch.device) -> tuple[str, str]:
     else:
         obstacle = f"no Triton on {device.type} outside its interpreter"
         if _asked == "auto" and device.type == "cpu":
-            obstacle += "; group norms in compiled loops of their own"
+            obstacle += "; group norms and draws in compiled loops"
     if _asked == "triton":
         raise ValueError(
             f"kernels.backend=triton: {obstacle}; use auto, or set TRITON_INTERPRET=1 for the interpreter"

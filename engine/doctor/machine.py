@@ -61,7 +61,7 @@ def _gpus() -> list[Fact]:
         advice = (
             "the driver is there and torch does not see a GPU: see `nvidia-smi`"
             if seen
-            else "with a CUDA GPU attention is the fastest routine there, kernels run in Triton, networks compiled"
+            else "with a CUDA GPU the fastest attention is taken, kernels run in Triton, networks compiled"
         )
         return [Fact("GPU", f"none ({build})", advice)]
     found = []
