@@ -1,6 +1,10 @@
 """The claims experiment: its models, tasks, intervals and rules, and that it goes on where it stopped."""
 
 import json
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +15,7 @@ from bench.claims.bootstrap import bootstrap, sign_test
 from bench.claims.causal import order as order_moved
 from bench.claims.causal import selectivity
 from bench.claims.decide import CONFIRMED, MISSING, OPEN, REFUTED, Results, decide
-from bench.claims.experiment import Experiment
+from bench.claims.experiment import Experiment, Stopped, carry_out
 from bench.claims.models import models
 from bench.claims.representation import order as order_known
 from bench.claims.tasks import STYLES, TASKS, draw
@@ -103,6 +107,34 @@ def test_a_result_is_not_measured_again_and_not_mixed_with_another_config(tmp_pa
     path.write_text(json.dumps({"config": config}))
     with pytest.raises(UsageError, match="another config"):
         asked.is_done("pdae", 0)
+
+
+def test_a_request_to_stop_reaches_the_training_and_ends_the_experiment_once_that_has_saved(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "engine").mkdir()
+    (tmp_path / "engine" / "train.py").write_text(
+        "import pathlib, signal, time\n"
+        f"here = pathlib.Path({str(tmp_path)!r})\n"
+        "def save(*_): (here / 'saved').touch(); raise SystemExit\n"
+        "signal.signal(signal.SIGTERM, save)\n"
+        "(here / 'ready').touch()\n"
+        "time.sleep(60)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)  # where -m looks first
+
+    def ask() -> None:
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=ask, daemon=True).start()
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped, match="SIGTERM: stopped; the same command goes on"):
+        carry_out(experiment(tmp_path), ["simsiam", "pdae"], [0])
+    assert (tmp_path / "saved").exists()
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_tasks_have_enough_classes_and_images_for_episodes():

@@ -35,7 +35,7 @@ def main(
     """Train and measure what is missing, then decide."""
     from bench.claims import page
     from bench.claims.decide import Results
-    from bench.claims.experiment import Experiment, carry_out
+    from bench.claims.experiment import Experiment, Stopped, carry_out
     from engine import screen
 
     try:
@@ -45,6 +45,9 @@ def main(
     except (UsageError, CheckpointError, DataError, NumericsError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(error.exit_code) from None
+    except Stopped as request:
+        print(request, file=sys.stderr)
+        raise typer.Exit(128 + request.number) from None
     if results == RESULTS:
         screen.line(f"written: {page.write(Results(results), experiment.names(), config)}")
     if runs.is_dir():

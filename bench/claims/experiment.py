@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from bench.claims.models import models
 from engine import screen
 from engine.config import Config
 from engine.config_file import config_hash, from_dict, load
 from engine.errors import UsageError
+from engine.processes import REQUESTS
+
+
+class Stopped(Exception):
+    """A request to stop, which the child at work got as well; ``number`` is the signal's."""
+
+    def __init__(self, number: int):
+        super().__init__(f"{signal.Signals(number).name}: stopped; the same command goes on")
+        self.number = number
 
 
 @dataclass(frozen=True)
@@ -81,7 +92,11 @@ class Experiment:
 
 
 def carry_out(experiment: Experiment, names: Sequence[str], seeds: Sequence[int]) -> list[str]:
-    """Train and measure what is missing, seed by seed; returns what failed."""
+    """Train and measure what is missing, seed by seed; returns what failed.
+
+    Raises:
+        Stopped: this process was asked to stop, and the training, if there was one, has saved.
+    """
     failed = []
     for seed in seeds:
         for name in names:
@@ -107,6 +122,21 @@ def _measure(experiment: Experiment, name: str, seed: int) -> bool:
 
 
 def _run(module: str, *arguments: str) -> bool:
-    """A module as a child of this process, which waits for it."""
+    """A module as a child of this process, which waits for it and passes every request to stop on to it."""
     environment = {"DS_ACCELERATOR": "cpu", **os.environ}
-    return subprocess.run([sys.executable, "-m", module, *arguments], env=environment).returncode == 0
+    asked: list[int] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        child.send_signal(number)
+
+    with subprocess.Popen([sys.executable, "-m", module, *arguments], env=environment) as child:
+        previous = {number: signal.signal(number, pass_on) for number in REQUESTS}
+        try:
+            code = child.wait()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+    if asked:
+        raise Stopped(asked[0])
+    return code == 0
