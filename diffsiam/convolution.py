@@ -75,14 +75,21 @@ def pack(network: nn.Module) -> None:
     """Keep large weights of a frozen network ready for calls in bfloat16 without gradients, beside the ones
     that they are made of, which may not change any more. Nothing where the processor has no tiles.
     """
-    if not has_tiles():
-        return
-    for module in network.modules():
-        if isinstance(module, Conv2d) and module.weight.numel() >= LEAST_PACKED and module._is_plain():
-            weight = module.weight.detach().bfloat16()
-            bias = None if module.bias is None else module.bias.detach().bfloat16()
-            form = (module.padding, module.stride, (1, 1), 1)
-            module.packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *form), bias
+    for module in _to_be_packed(network):
+        weight = module.weight.detach().bfloat16()
+        bias = None if module.bias is None else module.bias.detach().bfloat16()
+        form = (module.padding, module.stride, (1, 1), 1)
+        module.packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *form), bias
+
+
+def packed_bytes(network: nn.Module) -> int:
+    """Bytes that :func:`pack` adds to a network here."""
+    return torch.bfloat16.itemsize * sum(module.weight.numel() for module in _to_be_packed(network))
+
+
+def _to_be_packed(network: nn.Module) -> list[Conv2d]:
+    convolutions = [module for module in network.modules() if isinstance(module, Conv2d)] * has_tiles()
+    return [conv for conv in convolutions if conv.weight.numel() >= LEAST_PACKED and conv._is_plain()]
 
 
 @register_flop_formula(torch.ops.mkldnn._convolution_pointwise)

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from diffsiam.convolution import packed_bytes
 from engine.cost import Cost, Networks
 from engine.parallel import bucket_elements
 
@@ -36,6 +37,7 @@ class Setting:
         frozen_dtype: of the frozen U-Net's weights.
         on_host: whether ranks compute on a CPU, whose memory then also holds the float32 original of the
             frozen U-Net.
+        packs: whether large frozen weights are packed (:func:`diffsiam.convolution.pack`).
     """
 
     optimizer: str
@@ -44,6 +46,7 @@ class Setting:
     accumulation: int
     frozen_dtype: torch.dtype
     on_host: bool
+    packs: bool
 
 
 def memory(
@@ -94,6 +97,8 @@ def at_peak(networks: Networks, cost: Cost, setting: Setting, process: int | Non
     sizes = memory(networks, s.optimizer, s.zero, s.world, s.frozen_dtype)
     if s.on_host:
         sizes["weights, frozen"] += FLOAT * _parameters(networks.frozen)
+    if s.packs and networks.frozen is not None:
+        sizes["weights, packed"] = packed_bytes(networks.frozen)
     if s.zero == 0 and s.accumulation == 1:
         del sizes["gradients"]  # they come into being while activations go, and are among the following
         sizes["forward and backward"] = cost.peak

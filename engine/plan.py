@@ -141,6 +141,7 @@ def setting_of(config: Config, ranks: Ranks, policy: Policy) -> Setting:
         config.train.accumulation,
         policy.frozen_dtype,
         policy.device.type == "cpu",
+        policy.packs,
     )
 
 
@@ -151,6 +152,7 @@ def _show_memory(plan: Plan) -> None:
     notes = {
         "weights, frozen": str(setting.frozen_dtype).removeprefix("torch.")
         + (", and their float32 original" if setting.on_host else ""),
+        "weights, packed": "large frozen ones, bfloat16 as matrix tiles read them",
         "weights, trained": "float32",
         "weights, gathered": "by DeepSpeed, from the forward to the backward pass",
         "gradients": "float32",

@@ -39,6 +39,11 @@ class Policy:
     compile: bool
     reasons: tuple[tuple[str, str], ...]
 
+    @property
+    def packs(self) -> bool:
+        """Whether large frozen weights are packed, where the processor has a use for that."""
+        return self.device.type == "cpu" and self.autocast == torch.bfloat16
+
     def autocasting(self) -> torch.autocast:
         """The context in which the trainable part runs outside DeepSpeed's engine."""
         return torch.autocast(
@@ -142,7 +147,7 @@ def prepare_frozen(unet: UNet, policy: Policy) -> UNet:
     """
     unet = deepcopy(unet).to(policy.device, policy.frozen_dtype).to(memory_format=torch.channels_last)
     set_attention(unet, policy.attend)
-    if policy.device.type == "cpu" and policy.autocast == torch.bfloat16:
+    if policy.packs:
         pack(unet)
     if policy.compile:
         unet.encode = torch.compile(unet.encode, dynamic=False)  # type: ignore[method-assign]

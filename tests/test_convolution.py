@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import diffsiam.convolution
-from diffsiam.convolution import Conv2d, pack, weight_gradient
+from diffsiam.convolution import Conv2d, pack, packed_bytes, weight_gradient
 from diffsiam.encoder import build_encoder
 from diffsiam.layers import ConvDown, ConvUp, ResBlock
 from diffsiam.unet import UNet, UNetConfig
@@ -201,6 +201,7 @@ def test_only_large_weights_are_packed_and_only_where_there_are_tiles(monkeypatc
         monkeypatch.setattr(diffsiam.convolution, "has_tiles", lambda there=there: there)
         pack(nn.Sequential(small, large))
         assert [conv.packed is not None for conv in (small, large)] == packed
+        assert packed_bytes(nn.Sequential(small, large)) == 2 * large.weight.numel() * packed[1]
 
 
 def test_operations_of_packed_convolutions_are_counted(tiles, everything_is_large):
