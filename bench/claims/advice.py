@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ class Handles:
         factors: number of factors that some single subset moves.
         subsets: number of different subsets that move those factors most.
         by_all: number of factors that the whole of z moves.
+        selectivity: :func:`bench.claims.causal.selectivity`, 0..1; NaN where swaps change nothing.
         transfer: many-shot accuracy, mean over the transfer tasks.
     """
 
@@ -29,6 +31,7 @@ class Handles:
     factors: float
     subsets: float
     by_all: float
+    selectivity: float
     reduction: float
     transfer: float
 
@@ -43,9 +46,10 @@ def handles(results: Results, names: Sequence[str]) -> list[Handles]:
         causal = [results.by_model[name][seed]["causal"] for seed in seeds]
         counts = [count(c["rows"], np.array(c["success"], float)) for c in causal]
         factors, subsets, by_all = (float(np.mean(of_seeds)) for of_seeds in zip(*counts, strict=True))
+        selectivity = float(np.mean(np.array([c["selectivity"] for c in causal], float)))
         reduction = float(np.mean([c["reduction"] for c in causal]))
         transfer = float(results.transfer(name, seeds).mean())
-        found.append(Handles(name, seeds, factors, subsets, by_all, reduction, transfer))
+        found.append(Handles(name, seeds, factors, subsets, by_all, selectivity, reduction, transfer))
     return found
 
 
@@ -67,6 +71,7 @@ def section(results: Results, names: Sequence[str]) -> tuple[list[str], list[lis
         "factors that single subsets move",
         "by so many different subsets",
         "factors that all of z moves",
+        "selectivity",
         "loss below the frozen model's",
         "many-shot, transfers (%)",
     ]
@@ -75,7 +80,7 @@ def section(results: Results, names: Sequence[str]) -> tuple[list[str], list[lis
             h.model,
             ", ".join(map(str, h.seeds)),
             *(f"{value:.1f}" for value in (h.factors, h.subsets, h.by_all)),
-            f"{h.reduction:.3f}",
+            *(f"{value:.3f}" for value in (h.selectivity, h.reduction)),
             f"{100 * h.transfer:.1f}",
         ]
         for h in found
@@ -92,6 +97,7 @@ def _told(found: Sequence[Handles]) -> list[str]:
     lines = [
         f"To edit one thing and leave another, `{split.model}`: {split.factors:.1f} factors on "
         f"{split.subsets:.1f} subsets.",
+        *_most_its_own(found),
         f"To move as many factors as possible with all of z, `{whole.model}`.",
         f"For features alone, `{features.model}` transfers best of these.",
     ]
@@ -103,3 +109,14 @@ def _told(found: Sequence[Handles]) -> list[str]:
             + ("one subset." if most <= 1 else f"up to {most:.1f} subsets.")
         )
     return lines
+
+
+def _most_its_own(found: Sequence[Handles]) -> list[str]:
+    several = [h for h in found if h.subsets >= 2 and not math.isnan(h.selectivity)]
+    if not several:
+        return []
+    best = max(several, key=lambda h: h.selectivity)
+    return [
+        "Where two subsets or more move factors, most of what a subset changes is what it knows most of with "
+        f"`{best.model}`: {best.selectivity:.3f} (selectivity)."
+    ]
