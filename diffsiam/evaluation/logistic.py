@@ -3,9 +3,9 @@
     J(W, b) = 1/2 |W|^2 + C sum_n CE(softmax(W x_n + b), y_n),  b unpenalised
 
 is scikit-learn's LogisticRegression(C), minimised here for every C of a sweep together: all of them share
-the features, so the products with them are wide. Features are rotated to their principal axes, where the
-curvature at W = 0 is diagonal and makes a good first guess of the inverse Hessian for L-BFGS; neither changes
-J.
+the features, so the products with them are wide, two an iteration; everything else passes over logits
+(P, K, N), whose samples lie side by side. Features are rotated to their principal axes, where the curvature
+at W = 0 is diagonal and makes a good first guess of the inverse Hessian for L-BFGS; neither changes J.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def fit_logistic(
         for part in penalties.split(width)
     ]
     v, objective = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
-    weight = torch.einsum("de,pek->pkd", axes.to(x.dtype), v[:, :-1])
-    bias = v[:, -1] - torch.einsum("pkd,d->pk", weight, mean)
+    weight = v[:, :, :-1] @ axes.to(x.dtype).T
+    bias = v[:, :, -1] - weight @ mean
     return Logistic(weight, bias, objective, max(part[2] for part in parts))
 
 
@@ -92,17 +92,20 @@ class _Search:
 
     def __init__(self, x: Tensor, y: Tensor, classes: int, curvature: Tensor, penalty: Tensor):
         self.x, self.y, self.classes = x, y, classes
+        labels = torch.nn.functional.one_hot(y, classes).to(x.dtype)
+        self.labels = labels.T @ x / len(x)  # (K, d + 1): mean of e(y_n) x_n^T
         self.penalty = torch.cat((penalty.expand(x.shape[1] - 1, -1), torch.zeros_like(penalty)[None])).T
         one = torch.ones_like(curvature[:1])  # the bias sees a feature that is 1
         near = torch.cat((curvature, one)) / 4 + self.penalty.clamp_min(1e-12)
-        self.first = near.reciprocal().to(x.dtype)[:, :, None]  # (P, d + 1, 1) inverse curvature at W = 0
+        self.first = near.reciprocal().to(x.dtype)[:, None]  # (P, 1, d + 1) inverse curvature at W = 0
 
     def run(self, tolerance: float, iterations: int) -> tuple[Tensor, Tensor, int]:
-        """Solutions (P, d + 1, K) in the rotated features, their objectives (P,), and the iterations."""
+        """Solutions (P, K, d + 1) in the rotated features, their objectives (P,), and the iterations."""
         x, count = self.x, len(self.penalty)
-        v = x.new_zeros(count, x.shape[1], self.classes)
-        live, logits = torch.arange(count, device=x.device), self._product(v)
-        objective, gradient = self._value(logits, v, live), self._gradient(logits, v, live)
+        v = x.new_zeros(count, self.classes, x.shape[1])
+        live, logits = torch.arange(count, device=x.device), x.new_zeros(count, self.classes, len(x))
+        objective, chances = self._value(logits, v, live)
+        gradient = self._gradient(chances, v, live)
         final, taken = objective.clone(), 0
         pairs: list[tuple[Tensor, Tensor]] = []
         while taken < iterations:
@@ -116,12 +119,11 @@ class _Search:
             if not len(live):
                 break
             step = self._direction(gradient, pairs, live)
-            along = self._product(step)
-            length, found = self._line_search(v[live], step, logits, along, objective, gradient, live)
-            moved = length[:, None, None] * step
+            moved, logits, chances, found = self._line_search(
+                v[live], step, logits, objective, gradient, live
+            )
             v[live] += moved
-            logits = logits + length[:, None, None] * along
-            before, gradient = gradient, self._gradient(logits, v[live], live)
+            before, gradient = gradient, self._gradient(chances, v[live], live)
             pairs = [*pairs[-MEMORY + 1 :], (moved, gradient - before)]
             # As scikit-learn: no more progress than rounding allows ends a search.
             stuck = objective - found <= 64 * torch.finfo(x.dtype).eps * found.abs().clamp_min(1e-3)
@@ -129,26 +131,20 @@ class _Search:
             objective = final[live] = found
         return v, final, taken
 
-    def _product(self, v: Tensor) -> Tensor:
-        """x v for every penalty, (P, N, K), by one matrix product."""
-        wide = self.x @ v.permute(1, 0, 2).flatten(1)
-        return wide.view(len(self.x), len(v), self.classes).permute(1, 0, 2)
+    def _value(self, logits: Tensor, v: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
+        """J / (C N) (P,) float64, and the chances of the classes (P, K, N)."""
+        highest = logits.amax(dim=1, keepdim=True)
+        # Sample by sample, not by the labels' mean: rounding of large logits cancels.
+        lost = highest - logits.gather(1, self.y.expand(len(logits), 1, -1))
+        chances = (logits - highest).exp_()
+        total = chances.sum(dim=1, keepdim=True)
+        chances /= total
+        cross_entropy = (lost + total.log_()).double().mean(dim=(1, 2))
+        return cross_entropy + (self.penalty[live, None] * v.double().square()).sum(dim=(1, 2)) / 2, chances
 
-    def _value(self, logits: Tensor, v: Tensor, live: Tensor) -> Tensor:
-        chosen = logits.gather(2, self.y.expand(len(logits), -1)[:, :, None])[:, :, 0]
-        cross_entropy = (logits.logsumexp(dim=2) - chosen).double().mean(dim=1)
-        return cross_entropy + (self.penalty[live, :, None] * v.double().square()).sum(dim=(1, 2)) / 2
-
-    def _gradient(self, logits: Tensor, v: Tensor, live: Tensor) -> Tensor:
-        residual = logits.softmax(dim=2)
-        residual.scatter_add_(
-            2,
-            self.y.expand(len(logits), -1)[:, :, None],
-            residual.new_full((1, 1, 1), -1.0).expand(len(logits), len(self.y), 1),
-        )
-        wide = self.x.T @ residual.permute(1, 0, 2).flatten(1) / len(self.x)
-        slope = wide.view(-1, len(logits), self.classes).permute(1, 0, 2)
-        return slope + self.penalty[live, :, None].to(v.dtype) * v
+    def _gradient(self, chances: Tensor, v: Tensor, live: Tensor) -> Tensor:
+        slope = (chances.flatten(0, 1) @ self.x).view_as(v) / len(self.x)
+        return slope - self.labels + self.penalty[live, None].to(v.dtype) * v
 
     def _direction(self, gradient: Tensor, pairs: list[tuple[Tensor, Tensor]], live: Tensor) -> Tensor:
         """-H gradient by the two-loop recursion, from the inverse curvature at W = 0."""
@@ -168,33 +164,35 @@ class _Search:
         return q
 
     def _line_search(
-        self,
-        v: Tensor,
-        step: Tensor,
-        logits: Tensor,
-        along: Tensor,
-        value: Tensor,
-        gradient: Tensor,
-        live: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Lengths (P,) that lower the objective enough, halved from 1, and the objectives there.
+        self, v: Tensor, step: Tensor, logits: Tensor, value: Tensor, gradient: Tensor, live: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The part of each step, halved from all of it, that lowers the objective enough; logits, chances
+        and objectives there.
 
         Logits are linear in the length: trying one costs no product with the features.
         """
         slope = _dot(gradient, step)[:, 0, 0].double()
-        length, found = v.new_ones(len(v)), value.clone()
-        open_ = torch.arange(len(v), device=v.device)
+        there = torch.addmm(logits.flatten(0, 1), step.flatten(0, 1), self.x.T).view_as(logits)
+        found, chances = self._value(there, v + step, live)
+        open_ = (found > value + ARMIJO * slope).nonzero()[:, 0]
+        if not len(open_):
+            return step, there, chances, found
+        step, along, length = step.clone(), there[open_] - logits[open_], 1.0
+        whole = step[open_]
         for _ in range(HALVINGS):
-            at = length[open_, None, None]
-            tried = self._value(logits[open_] + at * along[open_], v[open_] + at * step[open_], live[open_])
-            enough = tried <= value[open_] + ARMIJO * length[open_] * slope[open_]
-            found[open_[enough]] = tried[enough]
-            open_ = open_[~enough]
+            length /= 2
+            step[open_], there[open_] = length * whole, logits[open_] + length * along
+            found[open_], chances[open_] = self._value(there[open_], v[open_] + step[open_], live[open_])
+            short = found[open_] > value[open_] + ARMIJO * length * slope[open_]
+            open_, along, whole = open_[short], along[short], whole[short]
             if not len(open_):
-                return length, found
-            length[open_] /= 2
-        length[open_] = 0  # rounding hides what little is left to gain
-        return length, found
+                return step, there, chances, found
+        step[open_], there[open_], found[open_] = (
+            0,
+            logits[open_],
+            value[open_],
+        )  # rounding hides what is left
+        return step, there, chances, found
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
