@@ -88,7 +88,9 @@ def packed_bytes(network: nn.Module) -> int:
 
 
 def _to_be_packed(network: nn.Module) -> list[Conv2d]:
-    convolutions = [module for module in network.modules() if isinstance(module, Conv2d)] * has_tiles()
+    if not has_tiles():
+        return []
+    convolutions = (module for module in network.modules() if isinstance(module, Conv2d))
     return [conv for conv in convolutions if conv.weight.numel() >= LEAST_PACKED and conv._is_plain()]
 
 

@@ -255,17 +255,17 @@ def test_advice_names_the_model_that_is_best_at_each_use(tmp_path):
         "detach-tied": [[0.8, 0.1], [0.1, 0.8], [0.8, 0.1], [0.1, 0.1]],
         "hier-profile": [[0.8, 0.1], [0.1, 0.3], [0.8, 0.1], [0.1, 0.1]],
     }
-    own = dict(zip(moved, (0.9, 0.8, 0.3, 0.4), strict=True))
+    selectivities = dict(zip(moved, (0.9, 0.8, 0.3, 0.4), strict=True))
     records = []
     for i, (name, success) in enumerate(moved.items()):
         records.append(record(name, 0, 0.3 + 0.1 * (i == 1)))
-        records[-1]["causal"] |= {"rows": rows, "success": success, "selectivity": own[name]}
+        records[-1]["causal"] |= {"rows": rows, "success": success, "selectivity": selectivities[name]}
     columns, table, told = advice.section(results(tmp_path, *records), [*moved, "seq-tied"])
     assert [row[0] for row in table] == list(moved)
     assert len(columns) == len(table[0])
     text = " ".join(told)
     assert "leave another, `detach-tied`: 2.0 factors on 2.0 subsets" in text
-    assert "knows most of with `hier-profile`: 0.400" in text  # the others move factors with one subset
+    assert "(selectivity): `hier-profile` 0.400, `detach-tied` 0.300." in text  # two subsets move something
     assert "all of z, `pdae`" in text
     assert "features alone, `hier-random`" in text
     assert "lies in one subset." in text

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from diffsiam.evaluation.logistic import fit_logistic
+from diffsiam.evaluation.logistic import _Search, fit_logistic
 from diffsiam.evaluation.many_shot import many_shot, mean_per_class, split_off_validation, top_1
 
 
@@ -61,6 +61,27 @@ def test_constant_and_useless_features_break_nothing():
     assert fit_logistic(x, y, 4, [1e6, 1.0]).objective.isfinite().all()
     flat = fit_logistic(torch.ones(20, 3), torch.arange(20) % 2, 2, [1.0])
     assert flat.objective.item() == pytest.approx(np.log(2))
+
+
+def test_a_step_that_is_too_long_or_leaves_the_numbers_is_halved_until_the_objective_falls():
+    x, y = data()
+    search = _Search(x, y, 4, torch.ones(x.shape[1] - 1), torch.full((3,), 1e-3, dtype=torch.float64))
+    v, live = x.new_zeros(3, 4, x.shape[1]), torch.arange(3)
+    logits = x.new_zeros(3, 4, len(x))
+    value, chances = search._value(logits, v, live)
+    gradient = search._gradient(chances, v, live)
+    far = -gradient * torch.tensor([0.01, 100.0, torch.finfo(x.dtype).max])[:, None, None]
+    step, there, chances, found = search._line_search(v, far, logits, value, gradient, live)
+    share = (step / far)[:, 0, 0]
+    assert share[0] == 1
+    assert 2.0**-14 <= share[1] < 1
+    assert share[2] == 0
+    assert (found < value)[:2].all()
+    assert found[2] == value[2]
+    torch.testing.assert_close(there[1], step[1] @ x.T)
+    again, expected = search._value(there, v + step, live)
+    torch.testing.assert_close(found, again)
+    torch.testing.assert_close(chances[:2], expected[:2])
 
 
 def test_labels_out_of_range_are_refused():

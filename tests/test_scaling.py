@@ -18,7 +18,7 @@ from engine.config_file import from_dict
 from engine.cost import Cost, Prices, build_networks, measure
 from engine.errors import UsageError
 from engine.forecast import plan
-from engine.memory import largest_micro_batch
+from engine.memory import Setting, at_peak, largest_micro_batch
 from engine.operations import Operation, Operations
 from engine.scaling import Assumptions, Device, Gpu, Load, gpus, step_time, travel
 from engine.step import choose_policy
@@ -90,6 +90,16 @@ def test_two_counts_give_the_price_of_any_micro_batch(tiny):
     for phase in ("before", "after"):
         a, b = (sum(o.bytes for o in getattr(cost, phase)) for cost in (found, costs[8]))
         assert a == pytest.approx(b, rel=0.01)
+
+
+def test_packed_copies_of_frozen_weights_are_in_the_peak(tiny, monkeypatch):
+    monkeypatch.setattr("engine.memory.packed_bytes", lambda frozen: 8000)
+    networks, policy = build_networks(tiny), choose_policy(tiny, torch.device("cpu"))
+    cost = measure(networks, tiny, policy, 2)
+    plain = Setting("adam", 0, 1, 1, torch.float32, on_host=True, packs=False)
+    packing = replace(plain, packs=True)
+    without, with_them = (sum(at_peak(networks, cost, s, process=0).values()) for s in (plain, packing))
+    assert with_them - without == 8000 + 1000  # and an eighth in fragments
 
 
 def test_what_is_counted_without_data_is_what_real_tensors_take():

@@ -115,8 +115,8 @@ def _most_its_own(found: Sequence[Handles]) -> list[str]:
     several = [h for h in found if h.subsets >= 2 and not math.isnan(h.selectivity)]
     if not several:
         return []
-    best = max(several, key=lambda h: h.selectivity)
+    several.sort(key=lambda h: -h.selectivity)
     return [
-        "Where two subsets or more move factors, most of what a subset changes is what it knows most of with "
-        f"`{best.model}`: {best.selectivity:.3f} (selectivity)."
+        "Where two subsets or more move factors, the share of what a subset changes that is what it knows "
+        f"most of (selectivity): {', '.join(f'`{h.model}` {h.selectivity:.3f}' for h in several)}."
     ]

@@ -172,26 +172,27 @@ class _Search:
         Logits are linear in the length: trying one costs no product with the features.
         """
         slope = _dot(gradient, step)[:, 0, 0].double()
+
+        def falls_short(which: Tensor, length: float) -> Tensor:
+            return ~(found[which] <= value[which] + ARMIJO * length * slope[which])  # also where it is NaN
+
         there = torch.addmm(logits.flatten(0, 1), step.flatten(0, 1), self.x.T).view_as(logits)
         found, chances = self._value(there, v + step, live)
-        open_ = (found > value + ARMIJO * slope).nonzero()[:, 0]
+        length, open_ = 1.0, torch.arange(len(v), device=v.device)
+        open_ = open_[falls_short(open_, length)]
         if not len(open_):
             return step, there, chances, found
-        step, along, length = step.clone(), there[open_] - logits[open_], 1.0
-        whole = step[open_]
+        step, whole, along = step.clone(), step[open_], there[open_] - logits[open_]
         for _ in range(HALVINGS):
             length /= 2
             step[open_], there[open_] = length * whole, logits[open_] + length * along
             found[open_], chances[open_] = self._value(there[open_], v[open_] + step[open_], live[open_])
-            short = found[open_] > value[open_] + ARMIJO * length * slope[open_]
-            open_, along, whole = open_[short], along[short], whole[short]
+            short = falls_short(open_, length)
+            open_, whole, along = open_[short], whole[short], along[short]
             if not len(open_):
                 return step, there, chances, found
-        step[open_], there[open_], found[open_] = (
-            0,
-            logits[open_],
-            value[open_],
-        )  # rounding hides what is left
+        # Rounding hides what is left to gain. Chances need not follow: a search that stands still has ended.
+        step[open_], there[open_], found[open_] = 0, logits[open_], value[open_]
         return step, there, chances, found
 
 
